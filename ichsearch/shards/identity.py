@@ -1,0 +1,57 @@
+"""Identifiers without identities: patients, studies and files appear only as keyed hashes.
+
+In: the key of this user, in a file of mode 0600 below `ICHSEARCH_HOME` (default `~/.ichsearch`). Out: hashes.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+from typing import Final
+
+from ichsearch.errors import ConfigError
+
+KEY_BYTES: Final = 32
+
+
+def home_folder() -> Path:
+    """Where ichsearch keeps what is private to a user and a machine: the key, and by default the node cache."""
+    return Path(os.environ.get("ICHSEARCH_HOME") or Path.home() / ".ichsearch")
+
+
+class Key:
+    """A secret under which text is hashed; equal text gives equal hashes, and nobody without the key can try names."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def hash(self, kind: str, identifier: str) -> str:
+        """32 hexadecimal digits for an identifier; the same text of another `kind` gives others."""
+        return hmac.new(self._secret, f"{kind}\0{identifier}".encode(), hashlib.sha256).hexdigest()[:32]
+
+    @property
+    def id(self) -> str:
+        """Tells whether two files were made under the same key, without telling the key."""
+        return self.hash("key", "ichsearch")[:16]
+
+
+def load_key(home: Path) -> Key:
+    """The user's key, made on first use.
+
+    Raises:
+        ConfigError: the key file does not hold a key.
+    """
+    path = home / "patient.key"
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        pass
+    else:
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+    secret = path.read_bytes()
+    if len(secret) != KEY_BYTES:
+        raise ConfigError(f"a key has {KEY_BYTES} bytes, but {path} has {len(secret)}; restore it, or remove it")
+    return Key(secret)

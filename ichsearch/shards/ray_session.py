@@ -1,0 +1,80 @@
+"""A connection to Ray, and work fanned out over it with back-pressure.
+
+In: an address, functions and their jobs. Out: results, in the order in which they finish.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from ichsearch.errors import ClusterError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+TASKS_PER_CPU: Final = 2
+"""Queued tasks a core: enough that no core waits for the driver, few enough that results do not pile up."""
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[str]:
+    """Connect to Ray, yield the dashboard's address ('' without one), and disconnect.
+
+    Without `address` it is `RAY_ADDRESS` when set (as inside `ray job submit`), else a private cluster on this
+    machine; never some cluster that happens to run. Within an open session it joins that one.
+
+    Raises:
+        ClusterError: no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield ""
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a trial without GPUs leaves the variables alone
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        context = ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
+    except (ConnectionError, RayError, ValueError) as error:
+        raise ClusterError(f"a Ray cluster must answer at {where!r}, but none does ({error}); check --address") from error
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
+    finally:
+        ray.shutdown()
+
+
+def fan_out(function: Callable[..., Result], jobs: Iterable[Job], *common: Any, **options: Any) -> Iterator[Result]:
+    """Run `function(job, *common)` as Ray tasks of `options`, a bounded number at a time; results as they finish.
+
+    Raises:
+        ClusterError: a task was lost with its worker or node.
+        Exception: whatever `function` raised.
+    """
+    task = ray.remote(**{"num_cpus": 1, **options})(function)
+    limit = max(2, TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
+    shared = [ray.put(value) for value in common]
+    waiting = iter(jobs)
+    running: list[Any] = []
+    exhausted = False
+    while running or not exhausted:
+        while not exhausted and len(running) < limit:
+            try:
+                running.append(task.remote(next(waiting), *shared))
+            except StopIteration:
+                exhausted = True
+        if running:
+            (done,), running = ray.wait(running)
+            yield _result(done)
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayError as error:
+        raise ClusterError(f"a task was lost with its worker ({type(error).__name__}); run the same command again") from error
