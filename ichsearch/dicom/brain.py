@@ -39,16 +39,17 @@ def brain_mask(hu: Int16Image) -> npt.NDArray[np.bool_]:
     taps = int(0.3 * side / 4) * 2 + 1
     shown = hu.clip(BRAIN.low_hu, BRAIN.high_hu) - np.int16(BRAIN.low_hu)
     shown[shown == BRAIN.width_hu] = 0  # bone and everything brighter
-    total = _box_sum(_box_sum(shown.astype(np.int32), taps).T, taps).T
+    across = _box_sum(shown, taps)
+    total = _box_sum(np.ascontiguousarray(across.T), taps).T
     mask: npt.NDArray[np.bool_] = total > MASK_THRESHOLD * BRAIN.width_hu * taps**2
     return mask
 
 
-def _box_sum(values: Int32Image, taps: int) -> Int32Image:
-    """Sum of `taps` rows round each row, edges repeated, by running sums."""
-    above, below = taps // 2 + 1, taps // 2
-    sums = np.cumsum(np.pad(values, ((above, below), (0, 0)), mode="edge"), axis=0, dtype=np.int32)
-    box: Int32Image = sums[taps:] - sums[:-taps]
+def _box_sum(values: Int16Image | Int32Image, taps: int) -> Int32Image:
+    """Sum of `taps` columns round each column, edges repeated, by running sums along the contiguous axis."""
+    before, after = taps // 2 + 1, taps // 2
+    sums = np.cumsum(np.pad(values, ((0, 0), (before, after)), mode="edge"), axis=1, dtype=np.int32)
+    box: Int32Image = sums[:, taps:] - sums[:, :-taps]
     return box
 
 

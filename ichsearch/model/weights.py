@@ -1,0 +1,105 @@
+"""The weights that a run's backbones start from, fetched once and kept in the run folder.
+
+In: a backbone, a policy and a folder of weights files. Out: a safetensors file in the run folder, or none and why.
+"""
+
+import urllib.error
+import urllib.request
+from functools import cache
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import timm
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors.torch import save_file
+from timm.models import load_state_dict
+from torchvision.models import AlexNet_Weights
+
+from ichsearch.errors import ConfigError
+from ichsearch.files import written_aside
+from ichsearch.model.backbones import ALEXNET
+
+Policy = Literal["require", "auto", "no"]
+PROBE_TIMEOUT_S: Final = 5.0
+
+
+class StartWeights(NamedTuple):
+    """Where a backbone starts: a file of the run folder (None: random weights), and how that came about."""
+
+    path: Path | None
+    origin: str
+
+
+def obtain_weights(backbone: str, policy: Policy, folder: Path, source: Path | None = None) -> StartWeights:
+    """The start weights of `backbone`, copied to `folder/<backbone>.safetensors` unless they are there.
+
+    They come from `source/<backbone>.safetensors` (or .pth) when a source folder is given, else from the hub or its
+    local cache. With `auto` what cannot be had is replaced by random weights, and `origin` says so.
+
+    Raises:
+        ConfigError: the policy is `require`, and they cannot be had.
+    """
+    target = folder / f"{backbone}.safetensors"
+    if policy == "no":
+        return StartWeights(None, "scratch")
+    if target.is_file():
+        return StartWeights(target, "pretrained")
+    try:
+        state = load_state_dict(str(_from_folder(backbone, source) if source else _from_hub(backbone)))
+    except (OSError, HfHubHTTPError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:160]
+        if policy == "require":
+            raise ConfigError(
+                f"pretrained: require needs weights of {backbone}, but they cannot be had ({reason}); "
+                "give weights_folder, or pretrained: auto"
+            ) from error
+        return StartWeights(None, f"scratch ({reason})")
+    with written_aside(target) as aside:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside)
+    return StartWeights(target, "pretrained")
+
+
+def _from_folder(backbone: str, source: Path) -> Path:
+    for suffix in (".safetensors", ".pth"):
+        if (path := source / f"{backbone}{suffix}").is_file():
+            return path
+    raise FileNotFoundError(f"no {backbone}.safetensors in the weights folder")
+
+
+def _from_hub(backbone: str) -> Path:
+    if backbone == ALEXNET:
+        return _from_torchvision(AlexNet_Weights.DEFAULT.url)
+    config = timm.get_pretrained_cfg(backbone)
+    if config is None or not config.hf_hub_id:
+        raise FileNotFoundError("timm has no pretrained weights for it")
+    offline = not _reachable(constants.ENDPOINT)
+    try:
+        return Path(hf_hub_download(config.hf_hub_id, "model.safetensors", local_files_only=offline))
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError("the weights hub does not answer, and its local cache has none") from None
+
+
+def _from_torchvision(url: str) -> Path:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rpartition("/")[2]
+    if not path.is_file():
+        if not _reachable(url):
+            raise FileNotFoundError("the weights hub does not answer, and its local cache has none")
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    return path
+
+
+@cache
+def _reachable(url: str) -> bool:
+    """Whether a server answers: asked once, because the hub's own retries take a minute for every backbone."""
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - the hub's own address, not a user's
+    try:
+        urllib.request.urlopen(request, timeout=PROBE_TIMEOUT_S).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""A trial's state on disk, from which it goes on to the same numbers; a torn or flipped one is never loaded.
+
+In: the model, the optimizer and the trial's records. Out: `checkpoint/epoch-NNN/` folders with the SHA-256 of their
+files. Weights and optimizer state are safetensors, records JSON: nothing is unpickled.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ichsearch.errors import DataError
+from ichsearch.files import read_json, sha256_of, sync, write_json
+
+KEPT: Final = 2
+"""Newest and the one before, should the newest prove damaged."""
+
+
+@dataclass
+class TrainState:
+    """What a trial carries from epoch to epoch."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    best_weights: dict[str, Tensor]
+    records: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, epoch: int, state: TrainState) -> None:
+    """Write the state after `epoch` epochs, then remove all but the newest checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"epoch-{epoch:03d}"
+    aside = folder / f".{final.name}.aside"
+    for leftover in (aside, final):  # of a run killed in between, or proved damaged
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir()
+    tensors = {"model": state.model.state_dict(), "optimizer": _flat(state.optimizer), "best": state.best_weights}
+    for name, values in tensors.items():
+        save_weights(aside / f"{name}.safetensors", values)
+    digests = {name: sha256_of(aside / f"{name}.safetensors") for name in tensors}
+    write_json(aside / "state.json", {"sha256": digests, "records": state.records})
+    aside.rename(final)
+    sync(folder)
+    for old in sorted(folder.glob("epoch-*"))[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, state: TrainState) -> bool:
+    """Load the newest checkpoint that is whole into `state`; False if there is none."""
+    for path in sorted(folder.glob("epoch-*"), reverse=True):
+        try:
+            saved = read_json(path / "state.json")
+            whole = all(sha256_of(path / f"{name}.safetensors") == sha for name, sha in saved["sha256"].items())
+        except (FileNotFoundError, DataError):
+            continue
+        if whole:
+            state.model.load_state_dict(load_file(path / "model.safetensors"))
+            _restore(state.optimizer, load_file(path / "optimizer.safetensors"))
+            state.best_weights = load_file(path / "best.safetensors")
+            state.records = saved["records"]
+            return True
+    return False
+
+
+def save_weights(path: Path, values: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors and flush them to the disk."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
+    sync(path)
+
+
+def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    states = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, state in states.items() for name, value in state.items()}
+
+
+def _restore(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
