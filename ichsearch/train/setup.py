@@ -72,7 +72,7 @@ def make_optimizer(model: nn.Module, config: InputConfig) -> torch.optim.AdamW:
         {"params": [parameter for parameter in trainable if parameter.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in trainable if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=BETAS, eps=EPS)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=BETAS, eps=EPS, fused=True)
 
 
 def make_batches(slices: SliceSet, rows: npt.NDArray[np.int64], config: InputConfig, device: torch.device) -> Batches:

@@ -1,0 +1,221 @@
+"""The command line: each verb parses, calls one library function, prints.
+
+Libraries that take seconds to import are imported at the top of the verb that needs them, so that `--help` is instant.
+"""
+
+import errno
+import os
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ichsearch import __version__
+from ichsearch.errors import ConfigError, IchsearchError, StorageError
+
+if TYPE_CHECKING:
+    from ichsearch.shards.manifest import Manifest
+
+INTERRUPTED: Final = 130
+
+app = typer.Typer(
+    name="ichsearch",
+    help="Search backbones and training recipes for detecting intracranial haemorrhage on head CT. Not for clinical use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line and end with the documented exit code."""
+    try:
+        app()
+    except IchsearchError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        _fail(f"the disk must take what is written, but {error.filename or 'it'}: {error.strerror}; make room and run "
+              "the same command again", StorageError.exit_code)  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours still ends with a message and a code
+        if os.environ.get("ICHSEARCH_DEBUG"):
+            traceback.print_exc()
+        _fail(f"internal error: {type(error).__name__}: {error} (ICHSEARCH_DEBUG=1 shows where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    err.print(f"[bold red]ichsearch:[/] {escape(message)}")
+    sys.exit(code)
+
+
+def say(text: str) -> None:
+    """Print text as it is: nothing in it is markup."""
+    out.print(escape(text))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"ichsearch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command()
+def phantom(
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="New folder: OUT/dicom and OUT/stage_2_train.csv.")],
+    patients: Annotated[int, typer.Option(help="Patients, about half of them bleeding.")] = 60,
+    slices: Annotated[int, typer.Option(help="Slices a patient.")] = 16,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Write a synthetic head-CT cohort as DICOM files in the RSNA 2019 form."""
+    from ichsearch.console_progress import progress
+    from ichsearch.phantom import write_cohort
+
+    with progress(err) as show:
+        made = write_cohort(folder, patients, slices, seed, on_progress=lambda done, total: show("patients", done, total))
+    say(f"{made.slices} slices of {made.patients} patients in {folder}: "
+        f"{made.bleeding_patients} patients bleed, {made.positive_slices} slices show it")  # fmt: skip
+
+
+@app.command()
+def preprocess(
+    dicom: Annotated[Path, typer.Argument(metavar="DICOM_DIR", help="Folder of DICOM files, searched below too.")],
+    shards: Annotated[Path, typer.Option("--out", help="Folder of shards, new or to be gone on with.")],
+    labels: Annotated[Path | None, typer.Option(help="Labels as RSNA 2019 ships them: ID,Label.")] = None,
+    size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of a stored slice's side.")] = 256,
+    crop: Annotated[str, typer.Option(help="One crop box per `series`, or per `slice` as in the paper.")] = "series",
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
+) -> None:
+    """Turn a folder of DICOM files into Parquet shards of slices in Hounsfield units."""
+    from ichsearch.console_progress import progress
+    from ichsearch.shards.preprocess import preprocess as run
+
+    if crop not in ("series", "slice"):
+        raise typer.BadParameter(f"--crop must be series or slice, but is {crop!r}")
+    with progress(err) as show:
+        manifest = run(
+            dicom,
+            shards,
+            labels=labels,
+            size=size,
+            crop="slice" if crop == "slice" else "series",
+            address=address,
+            on_progress=show,
+        )
+    _print_counts(manifest)
+    say(f"shards in {shards}; next: ichsearch run --space quickstart.yaml --data {shlex.quote(str(shards))}")
+
+
+def _print_counts(manifest: "Manifest") -> None:
+    from rich.table import Table
+
+    from ichsearch.shards.accounting import quarantine_list_path
+
+    counts = manifest.counts
+    table = Table("files", "count", title="every file accounted for")
+    table.columns[1].justify = "right"
+    for name in ("ok", "duplicate", "quarantined"):
+        table.add_row(name, str(getattr(counts, name)))
+    for reason, number in counts.reasons.items():
+        table.add_row(f"  {escape(reason)}", str(number), style="dim")
+    table.add_row("found", str(counts.found), style="bold")
+    out.print(table)
+    positives = ", ".join(f"{label} {number}" for label, number in counts.positives.items())
+    say(
+        f"{counts.patients} patients, {counts.studies} studies, {counts.series} series; "
+        f"{counts.labelled} slices labelled, {counts.ok - counts.labelled} not; positive: {positives}"
+    )
+    if counts.labels_without_file:
+        say(f"labels without a file: {counts.labels_without_file}")
+    if counts.patients_unknown:
+        say(f"without PatientID, the study counting as patient: {counts.patients_unknown}")
+    if counts.fixed_wrap:
+        say(f"signed values written as unsigned, mended (fix_pxrepr): {counts.fixed_wrap}")
+    if counts.quarantined:
+        say(f"which file is which (private): {quarantine_list_path(manifest.settings)}")
+
+
+@app.command("lr-find")
+def lr_find(
+    data: Annotated[Path, typer.Option(help="Folder of shards.")],
+    backbone: Annotated[str, typer.Option(help="alexnet or any model of timm.")],
+    batch_size: Annotated[int, typer.Option(min=2)] = 32,
+    size: Annotated[int, typer.Option(min=16)] = 256,
+    channels: Annotated[str, typer.Option(help="brain or windows.")] = "windows",
+    steps: Annotated[int, typer.Option(min=20, help="Training steps from the lowest to the highest rate.")] = 100,
+    folder: Annotated[Path, typer.Option("--out", help="Where the curve goes, as JSON and PNG.")] = Path("lr_finder"),
+) -> None:
+    """Find a learning rate for a backbone: one short run over rising rates, its curve, one suggestion."""
+    from pydantic import ValidationError
+
+    from ichsearch.data.cache import open_slices
+    from ichsearch.data.split import make_split
+    from ichsearch.files import write_json
+    from ichsearch.model.backbones import check_backbone
+    from ichsearch.report.lr_plot import draw_curve
+    from ichsearch.search.console import lr_line
+    from ichsearch.search.run_folder import curve_name
+    from ichsearch.train.config import InputConfig
+    from ichsearch.train.lr_finder import find_lr
+
+    check_backbone(backbone, size)
+    try:
+        config = InputConfig.model_validate(
+            {"backbone": backbone, "batch_size": batch_size, "size": size, "channels": channels}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--{first['loc'][0]}: {first['msg']}, but got {first['input']!r}") from None
+    slices = open_slices(data, size)
+    curve = find_lr(config, slices, make_split(slices.table, slices.fingerprint, seed=0), steps=steps)
+    path = folder / curve_name(config)
+    write_json(path, curve.model_dump())
+    draw_curve(curve, path.with_suffix(".png"))
+    say(lr_line(curve))
+    say(f"curve in {path} and {path.with_suffix('.png')}")
+
+
+@app.command()
+def run(
+    space: Annotated[str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of shards; without it a phantom cohort is made.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<space's name>.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials of the run instead of the space's number.")] = None,
+    extend: Annotated[bool, typer.Option(help="Go on with a run though trials or the space have changed.")] = False,
+) -> None:
+    """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
+    from ichsearch.console_progress import progress
+    from ichsearch.report.leaderboard import write_leaderboard
+    from ichsearch.report.lr_plot import draw_curve
+    from ichsearch.report.summary import summarise, summary_text
+    from ichsearch.search.runner import Watchers, run_search
+    from ichsearch.search.space_file import find_space, load_space
+
+    loaded = load_space(find_space(space), {"trials": trials} if trials else {})
+    target = folder or Path("runs") / loaded.name
+    try:
+        with progress(err) as show:
+            watchers = Watchers(say=say, progress=show, write_leaderboard=write_leaderboard, draw_curve=draw_curve)
+            done = run_search(loaded, data, target, address=address, extend=extend, watchers=watchers)
+    except KeyboardInterrupt:
+        say(f"stopped; what is finished is kept. To go on:\n  {shlex.join(['ichsearch', *sys.argv[1:]])}")
+        raise
+    say(summary_text(summarise(done, data or done.phantom / "shards")))
+    say(f"leaderboard: {target / 'leaderboard.csv'}")

@@ -1,0 +1,4 @@
+"""A run's files become tables, pictures and statements that say how sure they are.
+
+In: a run folder. Out: `leaderboard.csv`, `summary.json`, pictures.
+"""

@@ -1,0 +1,74 @@
+"""`leaderboard.csv`: every trial of a run, the best first, the failed ones last with their reason.
+
+In: a run folder. Out: a CSV file with stable columns, numbers as numbers, text cells safe in a spreadsheet.
+"""
+
+from typing import Any, Final
+
+import pandas as pd
+
+from ichsearch.files import write_text
+from ichsearch.labels import LABELS
+from ichsearch.search.run_folder import RunFolder, TrialRecord
+from ichsearch.train.metrics import LOWER_IS_BETTER
+from ichsearch.train.trial import TrialResult, read_result
+
+METRICS: Final = (
+    "log_loss",
+    "accuracy_multi",
+    *(f"auroc_{label}" for label in LABELS),
+    *(f"average_precision_{label}" for label in LABELS),
+)
+PARAMETERS: Final = ("backbone", "batch_size", "size", "channels", "augment", "min_brain", "weight_decay", "lr")
+COLUMNS: Final = (
+    "rank", "trial", "status", "reason", "metric", "score", *METRICS, *PARAMETERS, "lr_factor", "lr_suggestion",
+    "weights", "epochs", "best_epoch", "seconds", "images_per_s", "parameters_m", "checkpoint",
+)  # fmt: skip
+FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_leaderboard(folder: RunFolder) -> None:
+    """Write the run's leaderboard anew from its trials' files."""
+    write_text(folder.leaderboard, read_leaderboard(folder).to_csv(index=False))
+
+
+def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
+    """One row a trial with the columns `COLUMNS`; trials without a score have no rank."""
+    rows = [_row(record, read_result(folder.trial(record.trial))) for record in folder.records()]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    if not len(table):
+        return table
+    lower = table["metric"].iloc[0] in LOWER_IS_BETTER
+    table["rank"] = table["score"].rank(method="min", ascending=lower).astype("Int64")
+    return table.sort_values(["rank", "trial"], na_position="last", ignore_index=True)
+
+
+def _row(record: TrialRecord, result: TrialResult | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "trial": record.trial,
+        "status": "finished" if result else record.status,
+        "reason": as_cell(record.reason),
+        "metric": record.config["metric"],
+        "score": None,
+        **{name: record.config[name] for name in PARAMETERS},
+        "lr_factor": record.parameters.get("lr_factor"),
+        "lr_suggestion": record.lr_suggestion,
+        "weights": as_cell(record.weights),
+        "epochs": record.config["epochs"],
+    }
+    if result:
+        row |= {
+            "score": result.score,
+            "best_epoch": result.best_epoch,
+            "seconds": round(result.seconds, 3),
+            "images_per_s": round(result.images_per_s, 2),
+            "parameters_m": round(result.parameters_m, 4),
+            "checkpoint": f"trials/{record.trial}/weights.safetensors",
+            **result.metrics,
+        }
+    return row
+
+
+def as_cell(text: str) -> str:
+    """Text that no spreadsheet takes for a formula: an apostrophe goes before what would start one."""
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

@@ -1,0 +1,30 @@
+"""The embedded default: a run without data searches on a phantom cohort, made and preprocessed like any other.
+
+In: the space's phantom section, a folder. Out: a folder of shards.
+"""
+
+import shutil
+from pathlib import Path
+
+from ichsearch.phantom import write_cohort
+from ichsearch.search.space import PhantomCohort
+from ichsearch.shards.manifest import MANIFEST
+from ichsearch.shards.preprocess import Progress, preprocess
+
+
+def phantom_shards(folder: Path, cohort: PhantomCohort, address: str | None, on_progress: Progress) -> Path:
+    """Shards of the phantom cohort below `folder`; what is there and whole is kept."""
+    shards, files, labels = folder / "shards", folder / "cohort", folder / "cohort" / "stage_2_train.csv"
+    if (shards / MANIFEST).is_file():
+        return shards
+    if not labels.is_file():  # it is written last: without it the cohort is not whole
+        shutil.rmtree(files, ignore_errors=True)
+        write_cohort(
+            files,
+            cohort.patients,
+            cohort.slices,
+            cohort.seed,
+            on_progress=lambda done, total: on_progress("phantom patients", done, total),
+        )
+    preprocess(files / "dicom", shards, labels=labels, address=address, on_progress=on_progress)
+    return shards

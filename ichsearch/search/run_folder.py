@@ -1,0 +1,123 @@
+"""The one place where the files of a run are named; and the lease that keeps a second driver out.
+
+In: a folder. Out: paths, trial records, the lease.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ichsearch.errors import AlreadyRunningError
+from ichsearch.files import read_json, write_json
+from ichsearch.train.config import InputConfig
+
+
+class TrialRecord(BaseModel):
+    """What the search knows of one trial: `trials/<id>/trial.json`; its curves and scores stand beside it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trial: str
+    status: str
+    reason: str = ""
+    parameters: dict[str, Any]
+    config: dict[str, Any]
+    lr_suggestion: float | None
+    weights: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    root: Path
+
+    @property
+    def space(self) -> Path:
+        """The space as resolved."""
+        return self.root / "space.yaml"
+
+    @property
+    def split(self) -> Path:
+        """The frozen split."""
+        return self.root / "split.json"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: everything the search knows."""
+        return self.root / "journal.log"
+
+    @property
+    def weights(self) -> Path:
+        """Start weights, fetched once."""
+        return self.root / "weights"
+
+    @property
+    def lr_finder(self) -> Path:
+        """Curves of the LR finder."""
+        return self.root / "lr_finder"
+
+    @property
+    def trials(self) -> Path:
+        """One folder a trial."""
+        return self.root / "trials"
+
+    @property
+    def leaderboard(self) -> Path:
+        """All trials, best first."""
+        return self.root / "leaderboard.csv"
+
+    @property
+    def phantom(self) -> Path:
+        """The synthetic cohort of a run without data."""
+        return self.root / "phantom"
+
+    def curve(self, config: InputConfig) -> Path:
+        """The JSON file of a LR finder's curve; its picture has the same name."""
+        return self.lr_finder / curve_name(config)
+
+    def trial(self, trial: str) -> Path:
+        """The folder of one trial."""
+        return self.trials / trial
+
+    def write_record(self, record: TrialRecord) -> None:
+        """Keep what the search knows of a trial."""
+        write_json(self.trial(record.trial) / "trial.json", record.model_dump())
+
+    def records(self) -> list[TrialRecord]:
+        """All trials of the run, in the order of their ids."""
+        return [TrialRecord.model_validate(read_json(path)) for path in sorted(self.trials.glob("*/trial.json"))]
+
+
+def curve_name(config: InputConfig) -> str:
+    """File name of the LR finder's curve for a configuration."""
+    return f"{config.backbone}-batch{config.batch_size}-{config.size}px-{config.channels}.json"
+
+
+@contextmanager
+def lease(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder; the kernel releases it when this driver dies.
+
+    Raises:
+        AlreadyRunningError: another driver holds it.
+    """
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with (folder.root / "run.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise AlreadyRunningError(
+                f"one driver at a time: {folder.root} is already running (process {lock.read().strip() or 'unknown'}); "
+                "wait for it, or give another --out"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,80 @@
+"""What runs on the cluster's nodes: cache warming, the LR finder, and one trial, each a plain function in a Ray worker.
+
+In: paths and configurations. Out: files in the run folder.
+"""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from ray import tune
+
+from ichsearch.data.cache import open_slices
+from ichsearch.data.split import Split
+from ichsearch.files import read_json, write_json, write_text
+from ichsearch.search.run_folder import RunFolder
+from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
+from ichsearch.train.lr_finder import LrCurve, find_lr
+from ichsearch.train.trial import run_trial
+
+
+class Assignment(NamedTuple):
+    """What every worker of a run needs to know."""
+
+    shards: Path
+    folder: RunFolder
+    weights: dict[str, Path | None]
+    threads: int
+    lr_steps: int
+
+
+def warm_cache(size: int, shards: Path) -> int:
+    """Decode the slices into this node's cache; returns their number."""
+    return len(open_slices(shards, size).hu)
+
+
+def find_curve(config: InputConfig, assignment: Assignment) -> LrCurve:
+    """Run the LR finder for one configuration and keep its curve."""
+    torch.set_num_threads(assignment.threads)
+    slices = open_slices(assignment.shards, config.size)
+    split = Split.model_validate(read_json(assignment.folder.split))
+    weights = assignment.weights[config.backbone]
+    curve = find_lr(config, slices, split, weights=weights, steps=assignment.lr_steps)
+    write_json(assignment.folder.curve(config), curve.model_dump())
+    return curve
+
+
+def trainable(assignment: Assignment) -> Callable[[dict[str, Any]], None]:
+    """The function that Ray Tune calls for each trial of a run."""
+
+    def train(job: dict[str, Any]) -> None:
+        torch.set_num_threads(assignment.threads)
+        folder = assignment.folder.trial(job["trial"])
+        config = TrialConfig.model_validate(job["config"])
+        try:
+            slices = open_slices(assignment.shards, config.size)
+            split = Split.model_validate(read_json(assignment.folder.split))
+            weights = assignment.weights[config.backbone]
+            result = run_trial(config, slices, split, folder, weights=weights, on_epoch=_report_epoch)
+            tune.report({"score": result.score, "reason": ""})
+        except TrialFailedError as error:
+            _keep_error(folder, error)
+            tune.report({"reason": error.reason})
+        except Exception as error:
+            _keep_error(folder, error)
+            raise
+
+    return train
+
+
+def _report_epoch(record: dict[str, Any]) -> None:
+    tune.report({"epoch": record["epoch"], "seconds": record["seconds"]})
+
+
+def _keep_error(folder: Path, error: Exception) -> None:
+    """`error.txt`: what went wrong and where in the code, without any path of the machine."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = "\n".join(f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames)
+    write_text(folder / "error.txt", f"{type(error).__name__}: {error}\n{where}\n")
