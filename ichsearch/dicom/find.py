@@ -21,8 +21,8 @@ def find_files(folder: Path, *, ignore: Path | None = None) -> list[Path]:
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(f"the DICOM folder must exist, but {folder} {state}; check the path")
-    ignored = ignore.resolve() if ignore else None
-    paths = sorted(path for path in _walk(folder) if path.resolve() != ignored)
+    ignored = os.path.realpath(ignore) if ignore else None
+    paths = sorted(path for path in _walk(folder) if os.path.realpath(path) != ignored)
     if not paths:
         raise DataError(f"the DICOM folder must hold files, but {folder} is empty; check the path")
     return paths

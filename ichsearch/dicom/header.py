@@ -4,6 +4,7 @@ In: a path. Out: a `SliceHeader`, or `RejectedError` with a reason from the fixe
 """
 
 import math
+import zlib
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 # Identifiers of real cohorts are no valid UIDs (RSNA: ID_12cadc6af): they are opaque text, so checking them is in vain.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -32,6 +34,7 @@ REASONS: Final = {
     "conflicting_duplicate": "another file has the same SOPInstanceUID and other pixels",
 }
 MAX_FILE_BYTES: Final = 64 * 2**20
+MAX_INFLATED_BYTES: Final = 256 * 2**20
 MAX_SIDE: Final = 4096
 CT_IMAGE_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
 MIN_AXIAL_COSINE: Final = 0.5
@@ -69,7 +72,7 @@ def read_header(path: Path) -> SliceHeader:
     ds = read_dataset(path, HEADER_TAGS, pixels=False)
     if ds.get("Modality", "CT") != "CT" or ds.get("SOPClassUID", CT_IMAGE_STORAGE) != CT_IMAGE_STORAGE:
         raise RejectedError("not_ct_image")
-    if ds.get("NumberOfFrames") not in (None, "", 1):
+    if _value(ds, "NumberOfFrames") not in (None, "", 1):
         raise RejectedError("multi_frame")
     return SliceHeader(
         sop_uid=text(ds, "SOPInstanceUID"),
@@ -93,6 +96,7 @@ def read_dataset(path: Path, tags: list[str], *, pixels: bool) -> Dataset:
             raise RejectedError("unreadable")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise RejectedError("over_limit", "file")
+        _refuse_bomb(path)
         return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=list(tags))
     except InvalidDicomError:
         raise RejectedError("not_dicom") from None
@@ -102,6 +106,20 @@ def read_dataset(path: Path, tags: list[str], *, pixels: bool) -> Dataset:
         raise
     except Exception:  # noqa: BLE001 - pydicom's parser raises whatever a damaged file makes it stumble over
         raise RejectedError("damaged") from None
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Inflate a deflated data set in small pieces before pydicom does it in one (PS3.5 A.5)."""
+    with path.open("rb") as file:
+        if DeflatedExplicitVRLittleEndian.encode() not in (start := file.read(1024)):
+            return
+        file.seek(144 + int.from_bytes(start[140:144], "little"))  # behind the file meta information (PS3.10 7.1)
+        unpacker, waiting, inflated = zlib.decompressobj(-zlib.MAX_WBITS), file.read(), 0
+    while waiting and not unpacker.eof:
+        inflated += len(unpacker.decompress(waiting, 2**20))
+        waiting = unpacker.unconsumed_tail
+        if inflated > MAX_INFLATED_BYTES:
+            raise RejectedError("over_limit", "file")
 
 
 def text(ds: Dataset, keyword: str) -> str:
@@ -122,11 +140,15 @@ def numbers(ds: Dataset, keyword: str, *, count: int) -> list[float]:
     return values
 
 
-def _element(ds: Dataset, keyword: str) -> Any:
+def _value(ds: Dataset, keyword: str) -> Any:
     try:
-        value = ds.get(keyword)
+        return ds.get(keyword)
     except Exception:  # noqa: BLE001 - values are converted on access, and a bad one raises whatever its type raises
         raise RejectedError("bad_value", keyword) from None
+
+
+def _element(ds: Dataset, keyword: str) -> Any:
+    value = _value(ds, keyword)
     if value is None or value == "":
         raise RejectedError("missing_tag", keyword)
     return value

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ichsearch.dicom.header import MAX_SIDE, RejectedError, numbers, read_dataset
@@ -100,6 +101,8 @@ def read_encoding(ds: Dataset) -> Encoding:
     if slope == 0:
         raise RejectedError("bad_value", "RescaleSlope")
     intercept = numbers(ds, "RescaleIntercept", count=1)[0]
+    if abs(intercept) > 2**15:
+        raise RejectedError("bad_value", "RescaleIntercept")
     row_mm, column_mm = numbers(ds, "PixelSpacing", count=2)
     if row_mm <= 0 or column_mm <= 0:
         raise RejectedError("bad_value", "PixelSpacing")
@@ -139,9 +142,13 @@ def stored_values(ds: Dataset, encoding: Encoding) -> npt.NDArray[np.int16 | np.
 
 def _decoded(ds: Dataset, shape: tuple[int, int], dtype: np.dtype[np.int16 | np.uint16]) -> npt.NDArray[np.int16]:
     try:
+        available = get_decoder(ds.file_meta.TransferSyntaxUID).is_available
+    except (NotImplementedError, AttributeError):
+        available = False
+    if not available:
+        raise RejectedError("unsupported_syntax")
+    try:
         frame: npt.NDArray[np.int16] = ds.pixel_array
-    except (NotImplementedError, RuntimeError, AttributeError):
-        raise RejectedError("unsupported_syntax") from None
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # noqa: BLE001 - pylibjpeg's PanicException is no Exception; one file must not end the run

@@ -88,7 +88,7 @@ def _cerebellum(p: Points) -> Image:
 
 def _sulci(p: Points, s: Surfaces, cortex: Cortex, brain: Brain, noise: Noise) -> Image:
     """Folds of the cortex, the gap between the hemispheres and the rim of fluid under the skull."""
-    fade = np.clip(1 + s.vault / (15 + 5 * noise.drift), 0, 1) * (1 - cortex.cerebellum)
+    fade = np.clip(1 + s.vault / (np.maximum(15 + 5 * noise.drift, 1)), 0, 1) * (1 - cortex.cerebellum)
     width = brain.atrophy_mm * (0.75 + 0.5 * np.clip(noise.warp, -1, 1.5))
     folds = cortex.folds - (0.15 + width) * fade + 2 * (fade == 0)
     inland = np.clip((38 - np.abs(p.y + 8)) / 10, 0, 1) * np.clip((38 - p.z) / 12, 0, 1)

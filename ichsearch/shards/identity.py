@@ -28,7 +28,8 @@ class Key:
 
     def hash(self, kind: str, identifier: str) -> str:
         """32 hexadecimal digits for an identifier; the same text of another `kind` gives others."""
-        return hmac.new(self._secret, f"{kind}\0{identifier}".encode(), hashlib.sha256).hexdigest()[:32]
+        text = f"{kind}\0{identifier}".encode(errors="surrogateescape")  # a file's name need not be UTF-8
+        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:32]
 
     @property
     def id(self) -> str:

@@ -51,6 +51,8 @@ def _rows(path: Path) -> pd.DataFrame:
             f"the labels CSV must have the columns ID and Label, but {path.name} lacks {', '.join(missing)} "
             f"(it has {found}); use the form of RSNA's stage_2_train.csv"
         )
+    if rows.empty:
+        raise DataError(f"the labels CSV must have rows, but {path.name} has none; check --labels")
     return rows[["ID", "Label"]].copy()
 
 

@@ -102,7 +102,8 @@ def read_manifest(folder: Path) -> Manifest:
             "`ichsearch preprocess DICOM_DIR --out SHARDS`, or let an interrupted one finish"
         )
     value = read_json(path)
-    version = value.get("settings", {}).get("schema_version") if isinstance(value, dict) else None
+    settings = value.get("settings") if isinstance(value, dict) else None
+    version = settings.get("schema_version") if isinstance(settings, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(f"shards must have schema version {SCHEMA_VERSION}, but {folder} has {version}; preprocess again")
     try:
@@ -121,12 +122,14 @@ def claim_folder(folder: Path, settings: Settings) -> None:
     path = folder / SETTINGS
     if path.is_file():
         there, asked = read_json(path), settings.model_dump()
+        if not isinstance(there, dict):
+            raise ConfigError(f"{path} must hold settings, but does not; give another --out")
         names = [name for name in asked if there.get(name) != asked[name]]
         if names:
             explain = {"source_id": "another DICOM folder", "key_id": "another key"}
             parts = [explain.get(name) or f"{name} {there.get(name)} there, {asked[name]} asked for" for name in names]
             raise ConfigError(f"{folder} holds shards made differently ({'; '.join(parts)}); give another --out")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out must be a new folder or one of ichsearch's, but {folder} holds other files")
     else:
         write_json(path, settings.model_dump())

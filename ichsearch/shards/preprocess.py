@@ -11,11 +11,12 @@ from typing import Final, Literal
 from ichsearch.dicom.find import find_files
 from ichsearch.dicom.header import RejectedError, read_header
 from ichsearch.shards.accounting import count, nothing_readable, quarantine_rejected, write_quarantine
-from ichsearch.shards.build import LedgerEntry, build_shard, finished_entry, ledger_path
+from ichsearch.shards.build import LEDGER, LedgerEntry, build_shard, finished_entry
 from ichsearch.shards.identity import Key, home_folder, load_key
 from ichsearch.shards.labels_csv import read_labels
 from ichsearch.shards.manifest import (
     MANIFEST,
+    SETTINGS,
     Manifest,
     Settings,
     ShardEntry,
@@ -64,7 +65,7 @@ def preprocess(
         entries = _build(jobs, out, settings, key, on_progress)
     quarantined += [item for entry in entries.values() for item in entry.quarantined]
     if not any(entry.slices for entry in entries.values()):
-        shutil.rmtree(out)
+        _abandon(out)
         raise nothing_readable(dicom, quarantined)
     counts = count(paths, files, len(duplicates), quarantined, labels_of.keys(), list(entries.values()))
     write_quarantine(out, quarantined, {key.hash("path", str(path)): path for path in paths}, settings)
@@ -123,10 +124,17 @@ def _build_named(job: ShardJob, out: Path, settings: Settings, key: Key) -> tupl
 
 def _remove_others(out: Path, names: set[str]) -> None:
     """Shards of an earlier state of the cohort are not this cohort's."""
-    for path in out.glob("shard-*.parquet"):
+    for path in [*out.glob("shard-*.parquet"), *out.glob(f"{LEDGER}/shard-*.json")]:
         if path.stem not in names:
             path.unlink()
-            ledger_path(out, path.stem).unlink(missing_ok=True)
+
+
+def _abandon(out: Path) -> None:
+    """Leave nothing of a folder in which no file became a row, but whatever a user put there."""
+    shutil.rmtree(out / LEDGER)
+    (out / SETTINGS).unlink()
+    if not any(out.iterdir()):
+        out.rmdir()
 
 
 def _shard_entries(entries: dict[str, LedgerEntry]) -> list[ShardEntry]:

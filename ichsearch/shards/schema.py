@@ -97,7 +97,7 @@ def read_shard(path: Path, sha256: str, size: int) -> Iterator[pa.RecordBatch]:
     if sha256_of(path) != sha256:
         raise DataError(f"a shard's SHA-256 must be the manifest's, but that of {path.name} is not; {remedy}")
     file = pq.ParquetFile(path, page_checksum_verification=True)
-    if not file.schema_arrow.equals(shard_schema(size)):
+    if not file.schema_arrow.equals(shard_schema(size), check_metadata=True):
         raise DataError(f"a shard must have the columns of schema version {SCHEMA_VERSION}, but {path.name} has others")
     for group in range(file.num_row_groups):
         yield from file.read_row_group(group).to_batches()

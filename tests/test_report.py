@@ -1,0 +1,299 @@
+"""Reports: the leaderboard's form and order, the rule that sees no image, and how sure a difference is."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+from sklearn.metrics import roc_auc_score
+from slice_sets import as_slice_set, make_rows, split_of, write_shards
+
+from ichsearch.data.cache import open_slices
+from ichsearch.errors import NoTrialFinishedError
+from ichsearch.files import write_json
+from ichsearch.labels import LABELS
+from ichsearch.report.baselines import position_baseline
+from ichsearch.report.bootstrap import auroc_difference, weighted_auroc
+from ichsearch.report.leaderboard import COLUMNS, as_cell, read_leaderboard, write_leaderboard
+from ichsearch.report.lr_plot import draw_curve
+from ichsearch.report.summary import summarise, summary_text
+from ichsearch.search.run_folder import RunFolder, TrialRecord
+from ichsearch.train.config import InputConfig, TrialConfig
+from ichsearch.train.lr_finder import read_curve
+from ichsearch.train.metrics import Metric, score
+from ichsearch.train.setup import parts_of
+from ichsearch.train.trial import TrialResult
+
+STABLE_COLUMNS = (
+    "rank,trial,status,reason,metric,score,log_loss,accuracy_multi,auroc_epidural,auroc_intraparenchymal,"
+    "auroc_intraventricular,auroc_subarachnoid,auroc_subdural,auroc_any,average_precision_epidural,"
+    "average_precision_intraparenchymal,average_precision_intraventricular,average_precision_subarachnoid,"
+    "average_precision_subdural,average_precision_any,backbone,batch_size,size,channels,augment,min_brain,weight_decay,lr,"
+    "lr_factor,lr_suggestion,weights,epochs,best_epoch,seconds,images_per_s,parameters_m,checkpoint"
+)
+
+
+def add_trial(
+    folder: RunFolder,
+    name: str,
+    value: float | None,
+    *,
+    metric: Metric = "auroc_any",
+    reason: str = "",
+    weights: str = "scratch",
+    scores: dict[str, float | None] | None = None,
+) -> None:
+    """Leave the files of a trial: finished with `value`, or failed for `reason` when that is None."""
+    config = TrialConfig(backbone="resnet18", batch_size=16, size=32, epochs=3, lr=0.004, metric=metric)
+    folder.write_record(
+        TrialRecord(
+            trial=name,
+            status="failed" if value is None else "running",
+            reason=reason,
+            parameters={"lr_factor": 2.0},
+            config=config.model_dump(),
+            lr_suggestion=0.002,
+            weights=weights,
+        )
+    )
+    if value is not None:
+        metrics = scores or dict.fromkeys(STABLE_COLUMNS.split(",")[6:20], 0.5) | {metric: value}
+        result = TrialResult(value, 2, metrics, seconds=12.3456, images_per_s=100.0, parameters_m=11.2)
+        write_json(folder.trial(name) / "metrics.json", {"epochs": [], "result": result.__dict__})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def read_back(folder: RunFolder) -> pd.DataFrame:
+    write_leaderboard(folder)
+    return pd.read_csv(folder.leaderboard)
+
+
+def test_the_columns_are_stable() -> None:
+    assert ",".join(COLUMNS) == STABLE_COLUMNS
+
+
+def test_pandas_reads_numbers_as_numbers(folder: RunFolder) -> None:
+    add_trial(folder, "00001", 0.875)
+    table = read_back(folder)
+    assert ",".join(table.columns) == STABLE_COLUMNS
+    row = table.iloc[0]
+    assert (row["rank"], row["score"], row["auroc_any"], row["lr"], row["batch_size"]) == (1, 0.875, 0.875, 0.004, 16)
+    assert (row["lr_factor"], row["lr_suggestion"], row["best_epoch"], row["epochs"]) == (2.0, 0.002, 2, 3)
+    assert (row["status"], row["weights"], row["checkpoint"]) == (
+        "finished",
+        "scratch",
+        "trials/00001/weights.safetensors",
+    )
+    assert table["rank"].dtype == np.int64
+
+
+@pytest.mark.parametrize(("metric", "order"), [("auroc_any", ["b", "c", "a"]), ("log_loss", ["a", "c", "b"])])
+def test_the_best_trial_comes_first_in_both_directions(folder: RunFolder, metric: Metric, order: list[str]) -> None:
+    for name, value in [("a", 0.2), ("b", 0.9), ("c", 0.4)]:
+        add_trial(folder, name, value, metric=metric)
+    table = read_leaderboard(folder)
+    assert table["trial"].tolist() == order
+    assert table["rank"].tolist() == [1, 2, 3]
+
+
+def test_equal_scores_share_a_rank(folder: RunFolder) -> None:
+    for name, value in [("a", 0.5), ("b", 0.9), ("c", 0.9)]:
+        add_trial(folder, name, value)
+    table = read_leaderboard(folder)
+    assert list(zip(table["trial"], table["rank"], strict=True)) == [("b", 1), ("c", 1), ("a", 3)]
+
+
+def test_a_failed_trial_comes_last_with_its_reason_and_no_rank(folder: RunFolder) -> None:
+    add_trial(folder, "00001", None, reason="diverged: the loss is not finite in epoch 1", metric="log_loss")
+    add_trial(folder, "00002", 0.7, metric="log_loss")
+    add_trial(folder, "00003", 0.6, metric="log_loss")
+    table = read_back(folder)
+    assert table["trial"].tolist() == [3, 2, 1]
+    last = table.iloc[-1]
+    assert (last["status"], last["reason"]) == ("failed", "diverged: the loss is not finite in epoch 1")
+    assert last[["rank", "score", "auroc_any", "seconds", "checkpoint"]].isna().all()
+    assert last["backbone"] == "resnet18"
+
+
+def test_a_run_of_failed_trials_only_has_no_rank(folder: RunFolder) -> None:
+    add_trial(folder, "a", None, reason="out_of_memory")
+    add_trial(folder, "b", None, reason="diverged")
+    table = read_back(folder)
+    assert table["trial"].tolist() == ["a", "b"]
+    assert table["rank"].isna().all()
+
+
+def test_a_run_without_trials_has_a_heading_only(folder: RunFolder) -> None:
+    table = read_back(folder)
+    assert len(table) == 0
+    assert ",".join(table.columns) == STABLE_COLUMNS
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_no_cell_starts_a_formula(folder: RunFolder, start: str) -> None:
+    evil = f'{start}HYPERLINK("http://x","a, b")'
+    add_trial(folder, "a", None, reason=evil, weights=evil)
+    write_leaderboard(folder)
+    with folder.leaderboard.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    assert row["reason"] == row["weights"] == f"'{evil}"
+
+
+def test_harmless_cells_stay_as_they_are() -> None:
+    assert [as_cell(text) for text in ("", "diverged", "a=b", "scratch (-1)")] == [
+        "",
+        "diverged",
+        "a=b",
+        "scratch (-1)",
+    ]
+
+
+def test_the_position_baseline_is_the_prevalence_in_a_twentieth_drawn_to_the_mean() -> None:
+    position = np.array([0.0, 0.01, 0.049, 0.05, 0.5, 1.0], np.float32)
+    labels = np.array([[1, 0], [1, 0], [0, 0], [0, 1], [0, 0], [1, 0]], np.float32)
+    overall = np.array([3 / 6, 1 / 6])
+    predicted = position_baseline(position, labels, np.array([0.02, 0.07, 0.3, 0.97, 1.0], np.float32))
+    expected = [
+        (np.array([2, 0]) + 10 * overall) / 13,  # the first bin has 3 slices
+        (np.array([0, 1]) + 10 * overall) / 11,
+        overall,  # nobody trained there
+        (np.array([1, 0]) + 10 * overall) / 11,
+        (np.array([1, 0]) + 10 * overall) / 11,  # 1 belongs to the last bin
+    ]
+    np.testing.assert_allclose(predicted, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_the_weighted_auroc_is_that_of_scikit_learn(levels: int) -> None:
+    rng = np.random.default_rng(levels)
+    truth = (rng.random(80) < 0.4).astype(np.float32)
+    scores = rng.integers(levels, size=80) + truth  # with 3 levels nearly all scores are tied
+    weights = rng.integers(0, 4, (25, 80)).astype(np.float64)
+    expected = [roc_auc_score(truth, scores, sample_weight=row) for row in weights]
+    np.testing.assert_allclose(weighted_auroc(truth, scores, weights), expected, rtol=1e-12)
+
+
+def test_the_weighted_auroc_of_one_class_is_not_a_number() -> None:
+    weights = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]], np.float64)
+    result = weighted_auroc(np.array([1, 1, 0, 0]), np.array([0.9, 0.1, 0.5, 0.2]), weights)
+    assert np.isnan(result[:2]).all()
+    assert result[2] == 1
+
+
+def cohort(patients: int, seed: int = 0) -> dict[str, Any]:
+    """Slices of patients: truth, scores that know it well, a baseline that hardly does, and patient names."""
+    rng = np.random.default_rng(seed)
+    truth = (rng.random(patients * 10) < 0.4).astype(np.float64)
+    return {
+        "truth": truth,
+        "scores": truth + rng.normal(0, 0.8, len(truth)) + np.repeat(rng.normal(0, 0.5, patients), 10),
+        "baseline": 0.2 * truth + rng.normal(0, 1, len(truth)),
+        "patients": np.repeat([f"p{number:03d}" for number in range(patients)], 10),
+    }
+
+
+def test_the_interval_is_round_the_difference_of_the_aurocs() -> None:
+    data = cohort(40)
+    interval = auroc_difference(**data)
+    value = roc_auc_score(data["truth"], data["scores"]) - roc_auc_score(data["truth"], data["baseline"])
+    assert interval.value == pytest.approx(value)
+    assert 0 < interval.low < value < interval.high < 1
+    assert interval.resamples == 2000
+
+
+def test_the_interval_is_the_same_each_time() -> None:
+    assert auroc_difference(**cohort(15)) == auroc_difference(**cohort(15))
+    assert auroc_difference(**cohort(15), seed=1) != auroc_difference(**cohort(15), seed=2)
+
+
+def test_fewer_patients_give_a_wider_interval() -> None:
+    def width(patients: int) -> float:
+        interval = auroc_difference(**cohort(patients))
+        return interval.high - interval.low
+
+    assert width(6) > width(24) > width(96)
+    assert width(6) > 2 * width(96)
+
+
+def test_more_slices_of_the_same_patients_make_it_no_surer() -> None:
+    data = cohort(12)
+    tenfold = {name: np.tile(values, 10) for name, values in data.items()}
+    assert auroc_difference(**tenfold) == pytest.approx(auroc_difference(**data))
+
+
+def test_nothing_differs_from_itself() -> None:
+    data = cohort(10)
+    assert auroc_difference(**data | {"baseline": data["scores"]})[:3] == (0, 0, 0)
+
+
+def test_resamples_of_one_class_are_left_out() -> None:
+    data = cohort(5)
+    data["truth"] = (data["patients"] == "p000").astype(np.float64)  # a resample without this patient has one class
+    interval = auroc_difference(**data)
+    assert interval.resamples == pytest.approx(2000 * (1 - 0.8**5), rel=0.1)
+    assert np.isfinite([interval.low, interval.high]).all()
+
+
+def test_the_curve_is_drawn_as_a_png(tmp_path: Path) -> None:
+    config = InputConfig(backbone="resnet18", batch_size=16, size=64)
+    lrs = np.logspace(-7, 1, 100)
+    curve = read_curve(config, lrs.tolist(), ((np.log10(lrs) + 2) ** 2 + 0.3).tolist(), 100)
+    draw_curve(curve, tmp_path / "curve.png")
+    picture = imread(tmp_path / "curve.png")
+    assert picture.shape == (630, 1050, 4)
+    assert picture[..., :3].std() > 0.05
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+@pytest.mark.parametrize("points", [0, 1, 2])
+def test_a_curve_that_ended_at_once_is_drawn_too(tmp_path: Path, points: int) -> None:
+    config = InputConfig(backbone="resnet18", batch_size=16, size=64)
+    draw_curve(read_curve(config, [1e-7, 1e-6][:points], [0.7, 3.0][:points], 100), tmp_path / "curve.png")
+    assert imread(tmp_path / "curve.png").shape == (630, 1050, 4)
+
+
+def test_the_summary_sets_the_best_trial_beside_the_position(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ICHSEARCH_CACHE", str(tmp_path / "cache"))
+    rows = make_rows(patients=30, slices=6, size=32, unlabelled_patients=2)
+    write_shards(tmp_path / "shards", rows, 32)
+    slices = open_slices(tmp_path / "shards", 32)
+    split = split_of(slices)
+    write_json(folder.split, split.model_dump())
+    parts = parts_of(slices, split, 0.0)
+    truth = slices.labels[parts.validation]
+    probabilities = 0.1 + 0.8 * truth
+    add_trial(folder, "worse", 0.6)
+    add_trial(folder, "best", 1.0, scores=score(truth, probabilities))
+    table = slices.table.iloc[parts.validation]
+    predictions = pd.DataFrame({"slice": table["slice"].to_numpy(), "patient": table["patient"].to_numpy()})
+    for column, label in enumerate(LABELS):
+        predictions[f"probability_{label}"] = probabilities[:, column]
+    predictions.to_parquet(folder.trial("best") / "predictions.parquet")
+
+    summary = summarise(folder, tmp_path / "shards")
+    assert (summary.trial, summary.auroc_any, summary.slices) == ("best", 1.0, len(truth))
+    assert summary.patients == table["patient"].nunique()
+    position = as_slice_set(rows, 32).relative_position
+    baseline = position_baseline(position[parts.train], slices.labels[parts.train], position[parts.validation])
+    expected = roc_auc_score(truth[:, 5], baseline[:, 5])
+    assert summary.position_auroc_any == pytest.approx(expected)
+    assert summary.difference.value == pytest.approx(1 - expected)
+    assert (folder.root / "summary.json").is_file()
+    assert "it beats a rule that sees no image" in summary_text(summary)
+    unsure = summary._replace(difference=summary.difference._replace(low=-0.01))
+    assert "is not shown to beat" in summary_text(unsure)
+
+
+def test_a_run_without_a_finished_trial_has_no_summary(folder: RunFolder, tmp_path: Path) -> None:
+    add_trial(folder, "a", None, reason="diverged")
+    with pytest.raises(NoTrialFinishedError):
+        summarise(folder, tmp_path / "shards")

@@ -1,0 +1,286 @@
+"""A trial: it learns, goes on after an interruption to the same bits, keeps its best epoch, and fails by name."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from slice_sets import LITTLE_BRAIN, make_slices, split_of
+
+from ichsearch.data.cache import SliceSet
+from ichsearch.data.split import VALIDATION_FOLD, Split
+from ichsearch.errors import DataError
+from ichsearch.labels import LABELS
+from ichsearch.train import trial
+from ichsearch.train.config import TrialConfig, TrialFailedError
+from ichsearch.train.metrics import score
+from ichsearch.train.setup import make_batches, make_model, make_optimizer, parts_of
+from ichsearch.train.trial import TrialResult, predict, read_result, run_trial
+
+CPU = torch.device("cpu")
+CONFIG = TrialConfig(
+    backbone="resnet10t", batch_size=16, size=32, channels="brain", augment=0.5, lr=5e-3, epochs=3, seed=1
+)
+Whole = tuple[Path, TrialResult, list[dict[str, Any]]]
+TIMES = ("seconds", "trained_s")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def slices() -> SliceSet:
+    return make_slices(patients=25, slices=6, size=32, unlabelled_patients=3)
+
+
+@pytest.fixture(scope="module")
+def split(slices: SliceSet) -> Split:
+    return split_of(slices)
+
+
+@pytest.fixture(scope="module")
+def whole(slices: SliceSet, split: Split, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The folder, result and records of a trial that nothing interrupted."""
+    folder, records = tmp_path_factory.mktemp("whole"), list[dict[str, Any]]()
+    return folder, run_trial(CONFIG, slices, split, folder, device=CPU, on_epoch=records.append), records
+
+
+def epochs_without_times(folder: Path) -> list[dict[str, Any]]:
+    epochs = json.loads((folder / "metrics.json").read_text())["epochs"]
+    return [{name: value for name, value in epoch.items() if name not in TIMES} for epoch in epochs]
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a process between two epochs."""
+
+
+def stop_after(epoch: int) -> Callable[[dict[str, Any]], None]:
+    def on_epoch(record: dict[str, Any]) -> None:
+        if record["epoch"] == epoch:
+            raise StoppedError
+
+    return on_epoch
+
+
+def test_a_trial_finds_the_blobs(whole: Whole) -> None:
+    _, result, records = whole
+    assert result.score > 0.95
+    assert records[-1]["train_loss"] < 0.6 * records[0]["train_loss"]
+
+
+def test_a_trial_learns_nothing_from_shuffled_labels(slices: SliceSet, split: Split, tmp_path: Path) -> None:
+    table = slices.table.copy()
+    rng = np.random.default_rng(0)
+    table[list(LABELS)] = table[list(LABELS)].to_numpy()[rng.permutation(len(table))]
+    config = CONFIG.model_copy(update={"epochs": 2})
+    assert run_trial(config, replace(slices, table=table), split, tmp_path, device=CPU).score < 0.85
+
+
+def test_the_folder_holds_all_results_and_no_checkpoint(
+    whole: Whole,
+) -> None:
+    folder, result, records = whole
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["config.json", "metrics.json", "predictions.parquet", "weights.safetensors"]
+    assert TrialConfig.model_validate_json((folder / "config.json").read_text()) == CONFIG
+    assert json.loads((folder / "metrics.json").read_text())["epochs"] == records
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert read_result(folder) == result
+
+
+def test_the_result_counts_what_the_trial_cost(whole: Whole, slices: SliceSet, split: Split) -> None:
+    folder, result, records = whole
+    assert result.seconds == pytest.approx(sum(record["seconds"] for record in records))
+    steps = len(parts_of(slices, split, CONFIG.min_brain).train) // 16
+    trained_s = sum(record["trained_s"] for record in records)
+    assert result.images_per_s * trained_s == pytest.approx(3 * steps * 16)
+    kept = sum(
+        value.numel() for name, value in load_file(folder / "weights.safetensors").items() if "running" not in name
+    )
+    assert result.parameters_m == pytest.approx(kept / 1e6, abs=1e-4)  # but for the batch norms' counters
+
+
+def test_only_images_that_were_seen_are_counted(slices: SliceSet, split: Split, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"batch_size": 4096, "epochs": 1})
+    result = run_trial(config, slices, split, tmp_path, device=CPU)
+    trained_s = json.loads((tmp_path / "metrics.json").read_text())["epochs"][0]["trained_s"]
+    assert result.images_per_s * trained_s == pytest.approx(len(parts_of(slices, split, config.min_brain).train))
+
+
+def test_the_best_epoch_is_the_one_that_is_stored(whole: Whole, slices: SliceSet, split: Split) -> None:
+    folder, result, records = whole
+    scores = [record["auroc_any"] for record in records]
+    assert result.score == max(scores)
+    assert result.best_epoch == scores.index(max(scores)) + 1
+    assert result.best_epoch < 3, "this test needs a trial whose last epoch is not its best"
+    assert result.metrics == {name: records[result.best_epoch - 1][name] for name in result.metrics}
+
+    model = make_model(CONFIG, None, CPU)
+    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    parts = parts_of(slices, split, CONFIG.min_brain)
+    probabilities = predict(model, make_batches(slices, parts.validation, CONFIG, CPU), CPU)
+    stored = pd.read_parquet(folder / "predictions.parquet")
+    np.testing.assert_array_equal(stored[[f"probability_{label}" for label in LABELS]].to_numpy(), probabilities)
+    assert score(slices.labels[parts.validation], probabilities) == result.metrics
+
+
+def test_predictions_name_slice_patient_truth_and_probability(whole: Whole, slices: SliceSet, split: Split) -> None:
+    stored = pd.read_parquet(whole[0] / "predictions.parquet")
+    assert list(stored) == [
+        "slice",
+        "patient",
+        *(f"{kind}_{label}" for label in LABELS for kind in ("label", "probability")),
+    ]
+    rows = slices.table.set_index("slice").loc[stored["slice"]]
+    assert stored["patient"].tolist() == rows["patient"].tolist()
+    for label in LABELS:
+        assert stored[f"label_{label}"].tolist() == rows[label].tolist()
+    assert {split.patients[name] for name in stored["patient"]} == {VALIDATION_FOLD}
+
+
+@pytest.fixture
+def checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "CHECKPOINT_EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("checkpoint_each_epoch")
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_interrupted_trial_ends_with_the_same_bits(
+    whole: Whole,
+    slices: SliceSet,
+    split: Split,
+    tmp_path: Path,
+    epoch: int,
+) -> None:
+    with pytest.raises(StoppedError):
+        run_trial(CONFIG, slices, split, tmp_path, device=CPU, on_epoch=stop_after(epoch))
+    assert read_result(tmp_path) is None
+    torch.rand(5)
+    continued: list[dict[str, Any]] = []
+    result = run_trial(CONFIG, slices, split, tmp_path, device=CPU, on_epoch=continued.append)
+    assert [record["epoch"] for record in continued] == list(range(epoch + 1, 4))
+    folder, expected, _ = whole
+    assert epochs_without_times(tmp_path) == epochs_without_times(folder)
+    assert (result.score, result.best_epoch, result.metrics) == (expected.score, expected.best_epoch, expected.metrics)
+    for name in ("weights.safetensors", "predictions.parquet"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_a_trial_without_time_for_checkpoints_starts_again(slices: SliceSet, split: Split, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"epochs": 2})
+    with pytest.raises(StoppedError):
+        run_trial(config, slices, split, tmp_path, device=CPU, on_epoch=stop_after(1))
+    assert not (tmp_path / "checkpoint").exists()
+    records: list[dict[str, Any]] = []
+    run_trial(config, slices, split, tmp_path, device=CPU, on_epoch=records.append)
+    assert [record["epoch"] for record in records] == [1, 2]
+
+
+def test_a_folder_without_a_finished_trial_has_no_result(tmp_path: Path) -> None:
+    assert read_result(tmp_path) is None
+    assert read_result(tmp_path / "never made") is None
+
+
+def test_a_huge_learning_rate_is_told_as_divergence(slices: SliceSet, split: Split, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"lr": 1e38})
+    with pytest.raises(TrialFailedError, match=r"^diverged: ") as caught:
+        run_trial(config, slices, split, tmp_path, device=CPU)
+    assert caught.value.reason == "diverged"
+    assert read_result(tmp_path) is None
+
+
+def test_a_weight_that_is_no_number_ends_a_trial_at_its_first_look(
+    slices: SliceSet, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {name: value.clone() for name, value in make_model(CONFIG, None, CPU).state_dict().items()}
+    state["conv1.0.weight"][0, 0, 0, 0] = math.nan
+    state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    save_file(state, tmp_path / "weights.safetensors")
+    steps: list[float] = []
+    real = trial.train_step
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        steps.append(arguments[-1])
+        return real(*arguments)
+
+    monkeypatch.setattr(trial, "train_step", counted)
+    with pytest.raises(TrialFailedError, match="the loss is not finite in epoch 1"):
+        run_trial(CONFIG, slices, split, tmp_path / "trial", weights=tmp_path / "weights.safetensors", device=CPU)
+    assert len(steps) == 1
+
+
+def test_too_little_memory_is_told_by_name(
+    slices: SliceSet, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(trial, "train_step", no_memory)
+    with pytest.raises(TrialFailedError, match="out_of_memory: batch of 16 at 32 px"):
+        run_trial(CONFIG, slices, split, tmp_path, device=CPU)
+
+
+@pytest.mark.parametrize("min_brain", [0.0, 0.02, 0.3])
+def test_validation_slices_are_all_labelled_ones_whatever_min_brain(
+    slices: SliceSet, split: Split, min_brain: float
+) -> None:
+    folds, labelled = split.fold_of(slices.table), ~np.isnan(slices.labels).any(axis=1)
+    parts = parts_of(slices, split, min_brain)
+    assert parts.validation.tolist() == np.flatnonzero(labelled & (folds == VALIDATION_FOLD)).tolist()
+    share = slices.table["brain_share"].to_numpy()
+    assert (share[parts.validation] < 0.02).any()
+    assert bool((share[parts.train] < 0.02).any()) is (min_brain <= LITTLE_BRAIN)
+    assert labelled[parts.train].all()
+    assert set(folds[parts.train]) == {2, 3, 4}
+
+
+def test_a_filter_that_leaves_nothing_is_a_data_error(slices: SliceSet, split: Split) -> None:
+    with pytest.raises(DataError, match=r"brain share of 0\.99"):
+        parts_of(slices, split, 0.99)
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    model = make_model(CONFIG, None, CPU)
+    decayed, kept = make_optimizer(model, CONFIG.model_copy(update={"weight_decay": 0.2})).param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.2, 0.0)
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert all(parameter.ndim == 1 for parameter in kept["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_the_seed_decides_the_random_weights() -> None:
+    def first_weight(seed: int) -> torch.Tensor:
+        return next(make_model(CONFIG.model_copy(update={"seed": seed}), None, CPU).parameters())
+
+    assert torch.equal(first_weight(1), first_weight(1))
+    assert not torch.equal(first_weight(1), first_weight(2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("augment", 1.1),
+        ("min_brain", 1.0),
+        ("speed", 1),
+    ],
+)
+def test_a_configuration_out_of_its_bounds_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValidationError, match=field):
+        TrialConfig.model_validate(CONFIG.model_dump() | {field: value})
