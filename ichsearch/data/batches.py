@@ -67,6 +67,11 @@ class Batches:
         """Training batches an epoch; a last batch that is not full is left out, as BatchNorm suffers from small ones."""
         return max(1, len(self._rows) // self._recipe.batch_size)
 
+    @property
+    def images(self) -> int:
+        """Slices that a training epoch shows."""
+        return min(len(self._rows), self.steps * self._recipe.batch_size)
+
     def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled and augmented (inputs, labels) of one epoch."""
         generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + epoch)

@@ -77,13 +77,19 @@ def open_slices(shards: Path, size: int, cache: Path | None = None) -> SliceSet:
         )
     folder = cache or cache_folder()
     entry = folder / f"{manifest.fingerprint[:16]}-{size}px"
-    if not entry.is_dir():
+    try:
+        return _load(entry, manifest.fingerprint)
+    except FileNotFoundError:  # not built yet, or evicted a moment ago
         with _locked(folder):
             if not entry.is_dir():
                 _build(entry, shards, manifest, size)
+            return _load(entry, manifest.fingerprint)
+
+
+def _load(entry: Path, fingerprint: str) -> SliceSet:
     os.utime(entry)
     hu = np.load(entry / "hu.npy", mmap_mode="r")
-    return SliceSet(hu, pq.read_table(entry / "slices.parquet").to_pandas(), manifest.fingerprint)
+    return SliceSet(hu, pq.read_table(entry / "slices.parquet").to_pandas(), fingerprint)
 
 
 def cache_folder() -> Path:
@@ -101,11 +107,14 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _build(entry: Path, shards: Path, manifest: Manifest, size: int) -> None:
     aside = entry.with_name(f".{entry.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)  # a dead builder's
+    for dead in entry.parent.glob(".*.aside"):  # whoever holds the lock is the only living builder
+        shutil.rmtree(dead)
     slices = sum(shard.slices for shard in manifest.shards)
     _make_room(entry.parent, needed_bytes=slices * size * size * 2)
     aside.mkdir()
     hu = open_memmap(aside / "hu.npy", mode="w+", dtype=np.int16, shape=(slices, size, size))
+    with (aside / "hu.npy").open("r+b") as file:  # a full disk must show here, not as a signal when a page is written
+        os.posix_fallocate(file.fileno(), 0, (aside / "hu.npy").stat().st_size)
     tables: list[pa.Table] = []
     start = 0
     for shard in manifest.shards:

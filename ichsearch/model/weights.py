@@ -7,12 +7,14 @@ import urllib.error
 import urllib.request
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Final, Literal, NamedTuple
 
 import timm
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torchvision.models import AlexNet_Weights
@@ -48,8 +50,8 @@ def obtain_weights(backbone: str, policy: Policy, folder: Path, source: Path | N
         return StartWeights(target, "pretrained")
     try:
         state = load_state_dict(str(_from_folder(backbone, source) if source else _from_hub(backbone)))
-    except (OSError, HfHubHTTPError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:160]
+    except (OSError, EOFError, HfHubHTTPError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
         if policy == "require":
             raise ConfigError(
                 f"pretrained: require needs weights of {backbone}, but they cannot be had ({reason}); "

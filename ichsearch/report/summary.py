@@ -4,7 +4,7 @@ In: a run folder and its shards. Out: `summary.json` and a few lines of text.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,10 @@ from ichsearch.report.leaderboard import read_leaderboard
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.metrics import FloatArray, score
 from ichsearch.train.setup import Parts, parts_of
+
+
+MIN_PATIENTS: Final = 8
+"""With fewer patients the resamples are so alike that the interval is too narrow to be believed."""
 
 
 class Summary(NamedTuple):
@@ -75,11 +79,12 @@ def _position_probabilities(slices: SliceSet, parts: Parts) -> FloatArray:
 def summary_text(summary: Summary) -> str:
     """What a person should take from the run, and what not."""
     low, high = summary.difference.low, summary.difference.high
-    verdict = (
-        "beats a rule that sees no image"
-        if low > 0
-        else "is not shown to beat a rule that sees no image: more validation patients or better trials are needed"
-    )
+    if summary.patients < MIN_PATIENTS:
+        verdict = f"shows nothing yet: an interval needs at least {MIN_PATIENTS} validation patients"
+    elif low > 0:
+        verdict = "beats a rule that sees no image"
+    else:
+        verdict = "is not shown to beat a rule that sees no image: more validation patients or better trials are needed"
     return (
         f"best trial {summary.trial} ({summary.backbone}): AUROC for any haemorrhage {summary.auroc_any:.3f} on "
         f"{summary.slices} validation slices of {summary.patients} patients\n"

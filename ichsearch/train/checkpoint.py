@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ichsearch.errors import DataError
 from ichsearch.files import read_json, sha256_of, sync, write_json
 
+RECORDS: Final = "records.json"
+DIGESTS: Final = "sha256.json"
+FILES: Final = ("model.safetensors", "optimizer.safetensors", "best.safetensors", RECORDS)
 KEPT: Final = 2
 """Newest and the one before, should the newest prove damaged."""
 
@@ -41,8 +44,8 @@ def save_checkpoint(folder: Path, epoch: int, state: TrainState) -> None:
     tensors = {"model": state.model.state_dict(), "optimizer": _flat(state.optimizer), "best": state.best_weights}
     for name, values in tensors.items():
         save_weights(aside / f"{name}.safetensors", values)
-    digests = {name: sha256_of(aside / f"{name}.safetensors") for name in tensors}
-    write_json(aside / "state.json", {"sha256": digests, "records": state.records})
+    write_json(aside / RECORDS, state.records)
+    write_json(aside / DIGESTS, {name: sha256_of(aside / name) for name in FILES})
     aside.rename(final)
     sync(folder)
     for old in sorted(folder.glob("epoch-*"))[:-KEPT]:
@@ -53,15 +56,14 @@ def load_checkpoint(folder: Path, state: TrainState) -> bool:
     """Load the newest checkpoint that is whole into `state`; False if there is none."""
     for path in sorted(folder.glob("epoch-*"), reverse=True):
         try:
-            saved = read_json(path / "state.json")
-            whole = all(sha256_of(path / f"{name}.safetensors") == sha for name, sha in saved["sha256"].items())
+            whole = read_json(path / DIGESTS) == {name: sha256_of(path / name) for name in FILES}
         except (FileNotFoundError, DataError):
             continue
         if whole:
             state.model.load_state_dict(load_file(path / "model.safetensors"))
             _restore(state.optimizer, load_file(path / "optimizer.safetensors"))
             state.best_weights = load_file(path / "best.safetensors")
-            state.records = saved["records"]
+            state.records = read_json(path / RECORDS)
             return True
     return False
 

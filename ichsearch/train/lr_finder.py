@@ -103,21 +103,19 @@ def suggestions(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -
 
 def valley(losses: npt.NDArray[np.float64]) -> int:
     """A point half-way down the longest falling part of the curve: fastai's `valley`."""
-    start, end = longest_decrease(losses)
-    section = (end - start) / 3
-    return start + int(section) + int(section / 2)
+    end, length = longest_decrease(losses)
+    start = end - length if length > 1 else end
+    third = (end - start) / 3
+    return max(0, start + int(third) + int(third / 2))
 
 
 def longest_decrease(values: npt.NDArray[np.float64]) -> tuple[int, int]:
-    """First and last index of the longest strictly decreasing subsequence; the first found of equally long ones."""
+    """Last index and length of the longest strictly decreasing subsequence; of equally long ones the first."""
     lengths = np.ones(len(values), np.int64)
-    starts = np.arange(len(values))
     for end in range(1, len(values)):
-        before = np.flatnonzero(values[:end] > values[end])
-        if len(before) and (parent := before[np.argmax(lengths[before])]) >= 0:
-            lengths[end], starts[end] = lengths[parent] + 1, starts[parent]
+        lengths[end] += lengths[:end][values[:end] > values[end]].max(initial=0)
     end = int(np.argmax(lengths))
-    return int(starts[end]), end
+    return end, int(lengths[end])
 
 
 def consensus(found: dict[str, float]) -> tuple[float, bool]:

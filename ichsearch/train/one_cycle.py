@@ -24,7 +24,7 @@ class Step(NamedTuple):
 def one_cycle(step: int, total_steps: int, lr_max: float) -> Step:
     """Learning rate and momentum of step 0 ... total_steps - 1; equal to torch's `OneCycleLR` with fastai's shape."""
     peak = RISE * total_steps - 1
-    if step <= peak:
+    if step < peak:
         share = step / peak
         return Step(_cosine(lr_max / START_DIVISOR, lr_max, share), _cosine(HIGH_MOMENTUM, LOW_MOMENTUM, share))
     share = (step - peak) / (total_steps - 1 - peak)

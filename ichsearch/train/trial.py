@@ -75,13 +75,21 @@ def run_trial(
         TrialFailedError: the loss is not finite, or the memory does not suffice.
     """
     device = device or pick_device()
-    write_json(folder / "config.json", config.model_dump())
+    _start_folder(folder, config)
     try:
         trainer = _Trainer(config, slices, split, folder, weights, device)
         trainer.run(on_epoch)
         return trainer.finish()
     except torch.cuda.OutOfMemoryError as error:
         raise TrialFailedError("out_of_memory", f"batch of {config.batch_size} at {config.size} px") from error
+
+
+def _start_folder(folder: Path, config: TrialConfig) -> None:
+    """Keep the configuration; what an interrupted trial of another one left is not gone on from."""
+    path, content = folder / "config.json", config.model_dump()
+    if path.is_file() and read_json(path) != content:
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    write_json(path, content)
 
 
 def read_result(folder: Path) -> TrialResult | None:
@@ -187,7 +195,7 @@ class _Trainer:
     def finish(self) -> TrialResult:
         best = self._state.records["best"]
         trained_s = sum(record["trained_s"] for record in self._history)
-        images = self._config.epochs * self._train_batches.steps * self._config.batch_size
+        images = self._config.epochs * self._train_batches.images
         result = TrialResult(
             score=best["score"],
             best_epoch=best["epoch"],
