@@ -84,7 +84,7 @@ def phantom(
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
 ) -> None:
     """Write a synthetic head-CT cohort as DICOM files in the RSNA 2019 form."""
-    from ichsearch.console_progress import progress
+    from ichsearch.cli_progress import progress
     from ichsearch.phantom import write_cohort
 
     with progress(err) as show:
@@ -103,7 +103,7 @@ def preprocess(
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
 ) -> None:
     """Turn a folder of DICOM files into Parquet shards of slices in Hounsfield units."""
-    from ichsearch.console_progress import progress
+    from ichsearch.cli_progress import progress
     from ichsearch.shards.preprocess import preprocess as run
 
     if crop not in ("series", "slice"):
@@ -201,7 +201,7 @@ def run(
     extend: Annotated[bool, typer.Option(help="Go on with a run though trials or the space have changed.")] = False,
 ) -> None:
     """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
-    from ichsearch.console_progress import progress
+    from ichsearch.cli_progress import progress
     from ichsearch.report.leaderboard import write_leaderboard
     from ichsearch.report.lr_plot import draw_curve
     from ichsearch.report.summary import summarise, summary_text

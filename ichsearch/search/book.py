@@ -3,6 +3,7 @@
 In: a space and a journal. Out: trials to run; told results. No Ray here: the same book serves any executor.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -82,10 +83,12 @@ class Book:
     def _distributions(self, params: dict[str, Any]) -> dict[str, BaseDistribution] | None:
         """This space's distributions if it could have drawn `params`, else None."""
         fixed = optuna.trial.FixedTrial(params)
-        try:
-            self._space.draw(fixed)  # type: ignore[arg-type]
-        except ValueError:
-            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna warns of a value outside its range; that is what we ask here
+            try:
+                self._space.draw(fixed)  # type: ignore[arg-type]
+            except ValueError:
+                return None
         distributions = fixed.distributions
         contained = all(
             distribution._contains(distribution.to_internal_repr(params[name]))

@@ -115,6 +115,7 @@ class Factor(_Range):
         return list(self.factor)
 
 
+NO_DOMAIN: Final = "a parameter must be a constant, or have one of choice, int, float, factor"
 KINDS: Final = {"choice": Choice, "int": IntRange, "float": FloatRange, "factor": Factor, "value": Constant}
 
 
@@ -133,7 +134,7 @@ Domain = Annotated[
     Discriminator(
         _kind,
         custom_error_type="domain",
-        custom_error_message="a parameter must be a constant, or have one of choice, int, float, factor",
+        custom_error_message=NO_DOMAIN,
     ),
 ]
 
@@ -168,6 +169,8 @@ class Parameter(_Domain):
         if isinstance(value, Mapping) and "domain" in value:
             return value
         if not isinstance(value, Mapping):
+            if not isinstance(value, Scalar):
+                raise ValueError(f"{NO_DOMAIN}, but got {value!r}; several values are written {{choice: [...]}}")
             return {"domain": {"value": value}}
         rest = {key: item for key, item in value.items() if key != "when"}
         cases = value.get("when", [])

@@ -40,7 +40,7 @@ def trial_request(resources: Resources, nodes: list[dict[str, float]]) -> dict[s
 
 def _auto_cpus(nodes: list[dict[str, float]], gpus: float) -> float:
     if gpus:
-        per_gpu = min(node["CPU"] / node["GPU"] * gpus for node in nodes if node.get("GPU"))
+        per_gpu = min((node["CPU"] / node["GPU"] * gpus for node in nodes if node.get("GPU")), default=1.0)
         return float(max(1, min(MAX_CPUS_PER_GPU, int(per_gpu))))
     return float(max(1, int(_most(nodes, "CPU")) // TRIALS_PER_CPU_NODE))
 

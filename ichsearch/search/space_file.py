@@ -117,13 +117,24 @@ def _messages(path: Path, lines: dict[Location, int], error: ValidationError) ->
         if isinstance(cause, SpaceRuleError):
             yield _at(path, lines, tuple(cause.where), str(cause))
             continue
-        where = tuple(part for part in item["loc"] if part not in ("domain", *KINDS) and not str(part).startswith("func"))
+        where = _in_file(item["loc"])
         message = str(cause) if cause else f"{item['msg']}, but got {item['input']!r}"
         if item["type"] == "extra_forbidden":
             message = f"unknown key {where[-1]!r}{_nearest(str(where[-1]), where)}"
         elif item["type"] == "missing":
             message = f"{where[-1]} must be given, but is missing"
         yield _at(path, lines, where, message)
+
+
+def _in_file(location: Location) -> Location:
+    """A place in the model as a place in the file: `domain` and the kind behind it stand in the model only."""
+    parts: list[str | int] = []
+    previous: str | int = ""
+    for part in location:
+        if part != "domain" and not (previous == "domain" and part in KINDS):
+            parts.append("if" if part == "condition" else part)
+        previous = part
+    return tuple(parts)
 
 
 def _nearest(key: str, where: Location) -> str:
