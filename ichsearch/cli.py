@@ -25,7 +25,7 @@ INTERRUPTED: Final = 130
 
 app = typer.Typer(
     name="ichsearch",
-    help="Search backbones and training recipes for detecting intracranial haemorrhage on head CT. Not for clinical use.",
+    help="Search backbones and training recipes for detecting intracranial haemorrhage on CT. Not for clinical use.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -88,7 +88,9 @@ def phantom(
     from ichsearch.phantom import write_cohort
 
     with progress(err) as show:
-        made = write_cohort(folder, patients, slices, seed, on_progress=lambda done, total: show("patients", done, total))
+        made = write_cohort(
+            folder, patients, slices, seed, on_progress=lambda done, total: show("patients", done, total)
+        )
     say(f"{made.slices} slices of {made.patients} patients in {folder}: "
         f"{made.bleeding_patients} patients bleed, {made.positive_slices} slices show it")  # fmt: skip
 

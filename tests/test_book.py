@@ -57,7 +57,9 @@ def test_there_are_as_many_trials_as_asked_for(tmp_path: Path) -> None:
 def test_lr_is_the_drawn_factor_times_the_suggestion(tmp_path: Path) -> None:
     book = open_book(tmp_path)
     for started in run_all(book, [0.5, 0.6, 0.7]):
-        suggestion = suggested_lr(InputConfig.model_validate(started.config.model_dump(include=set(InputConfig.model_fields))))
+        suggestion = suggested_lr(
+            InputConfig.model_validate(started.config.model_dump(include=set(InputConfig.model_fields)))
+        )
         assert started.config.lr == pytest.approx(started.record.parameters["lr_factor"] * suggestion)
         assert started.record.lr_suggestion == pytest.approx(suggestion)
 

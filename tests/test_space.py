@@ -66,7 +66,9 @@ def test_a_deep_or_large_or_listed_file_is_refused(tmp_path: Path) -> None:
 def test_no_is_text_and_1e_3_a_number(tmp_path: Path) -> None:
     space = load_space(write_space(tmp_path, SMALL.replace("lr: {factor: [0.3, 3.0]}", "lr: 1e-3")))
     assert space.pretrained == "no"
-    assert space.draw(optuna.trial.FixedTrial({"backbone": "test_resnet", "batch_size": 8, "augment": 0.5}))["lr"] == 1e-3
+    assert (
+        space.draw(optuna.trial.FixedTrial({"backbone": "test_resnet", "batch_size": 8, "augment": 0.5}))["lr"] == 1e-3
+    )
 
 
 def test_a_resolved_space_reads_back_equal(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_torn_weights_file_is_told_like_a_missing_one(source: Path, tmp_path: 
 def test_without_a_network_and_a_cache_the_reason_is_the_hub(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_reachable", lambda url: False)  # noqa: ARG005 - asked with whatever address
+    monkeypatch.setattr(weights, "_reachable", lambda url: False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(weights.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     start = obtain_weights(backbone, "auto", tmp_path / "run")

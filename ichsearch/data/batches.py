@@ -64,7 +64,7 @@ class Batches:
 
     @property
     def steps(self) -> int:
-        """Training batches an epoch; a last batch that is not full is left out, as BatchNorm suffers from small ones."""
+        """Training batches an epoch; a last one that is not full is left out, as BatchNorm suffers from small ones."""
         return max(1, len(self._rows) // self._recipe.batch_size)
 
     @property
@@ -84,7 +84,7 @@ class Batches:
 
     def evaluate(self) -> Iterator[Tensor]:
         """Inputs of all slices in the order of `rows`, not augmented."""
-        for chosen in torch.arange(len(self._rows)).split(2 * self._recipe.batch_size):
+        for chosen in torch.split(torch.arange(len(self._rows)), 2 * self._recipe.batch_size):
             yield to_input(self._gather(chosen), self._recipe.channels)
 
     def _gather(self, chosen: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def _make_room(cache: Path, *, needed_bytes: int) -> None:
     if needed_bytes > quota:
         raise StorageError(
             f"the decoded slices must fit into the node cache's {quota:,} bytes at {cache}, but need {needed_bytes:,} "
-            f"({free:,} free); set ICHSEARCH_CACHE to a larger disk, ICHSEARCH_CACHE_BYTES to more, or use a smaller size"
+            f"({free:,} free); move ICHSEARCH_CACHE, raise ICHSEARCH_CACHE_BYTES, or search a smaller size"
         )
     used = sum(sizes.values())
     for path in entries:

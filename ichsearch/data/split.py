@@ -42,10 +42,12 @@ class Split(BaseModel):
         """
         folds = table["patient"].map(self.patients)
         if folds.isna().any():
-            raise DataError("every patient must have a fold, but split.json lacks some; the data changed: use another --out")
+            raise DataError(
+                "every patient must have a fold, but split.json lacks some; the data changed: use another --out"
+            )
         if (folds.groupby(table["stored_sha256"]).nunique() > 1).any():
             raise DataError("an image must stand in one fold only, but split.json deals one to two; use another --out")
-        return folds.to_numpy(np.int64)
+        return np.asarray(folds, np.int64)
 
 
 def make_split(table: pd.DataFrame, fingerprint: str, seed: int) -> Split:

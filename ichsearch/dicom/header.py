@@ -45,7 +45,7 @@ HEADER_TAGS: Final = [
 
 
 class RejectedError(Exception):
-    """A file that is no usable slice; `reason` is a key of `REASONS`, where it helps with the tag's keyword behind it."""
+    """A file that is no usable slice; `reason` is a key of `REASONS`, with the tag's keyword where that helps."""
 
     def __init__(self, reason: str, tag: str = "") -> None:
         assert reason in REASONS

@@ -6,7 +6,7 @@ In: a path. Out: a `SliceImage` (int16 HU, square, with the facts of its encodin
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ def read_image(path: Path) -> SliceImage:
         bits_stored=encoding.bits_stored,
         signed=encoding.signed,
         fixed_wrap=encoding.wrapped,
-        stored_sha256=hashlib.sha256(np.ascontiguousarray(stored)).hexdigest(),
+        stored_sha256=hashlib.sha256(stored.tobytes()).hexdigest(),
     )
 
 
@@ -127,7 +127,7 @@ def stored_values(ds: Dataset, encoding: Encoding) -> npt.NDArray[np.int16 | np.
     """
     if "PixelData" not in ds:
         raise RejectedError("missing_tag", "PixelData")
-    dtype = np.dtype("<i2" if encoding.signed else "<u2")
+    dtype: np.dtype[Any] = np.dtype("<i2" if encoding.signed else "<u2")
     shape = (encoding.rows, encoding.columns)
     if ds.file_meta.get("TransferSyntaxUID") in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         data: bytes = ds.PixelData
@@ -140,7 +140,7 @@ def stored_values(ds: Dataset, encoding: Encoding) -> npt.NDArray[np.int16 | np.
     return frame if unused_bits == 0 else (frame << unused_bits) >> unused_bits
 
 
-def _decoded(ds: Dataset, shape: tuple[int, int], dtype: np.dtype[np.int16 | np.uint16]) -> npt.NDArray[np.int16]:
+def _decoded(ds: Dataset, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[np.int16]:
     try:
         available = get_decoder(ds.file_meta.TransferSyntaxUID).is_available
     except (NotImplementedError, AttributeError):

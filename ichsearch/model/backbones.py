@@ -6,7 +6,7 @@ In: a name, the number of input channels and of classes. Out: a module from (B, 
 import difflib
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import timm
 import torch
@@ -38,7 +38,9 @@ def check_backbone(name: str, size: int) -> None:
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise ConfigError(f"a backbone must be alexnet or a model of timm, but {name!r} is neither; {hint}")
     if name == ALEXNET and size < ALEXNET_MIN_SIZE:
-        raise ConfigError(f"alexnet needs images of at least {ALEXNET_MIN_SIZE} px, but size is {size}; use a larger size")
+        raise ConfigError(
+            f"alexnet needs images of at least {ALEXNET_MIN_SIZE} px, but size is {size}; use a larger size"
+        )
 
 
 def create_backbone(name: str, channels: int, classes: int, size: int, weights: Path | None = None) -> nn.Module:
@@ -49,7 +51,7 @@ def create_backbone(name: str, channels: int, classes: int, size: int, weights: 
     if name == ALEXNET:
         return _alexnet(channels, classes, weights)
     fixed = timm.get_pretrained_cfg(name)
-    options = {"img_size": size} if fixed is not None and fixed.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": size} if fixed is not None and fixed.fixed_input_size else {}
     if weights:
         options |= {"pretrained_cfg_overlay": {"file": str(weights)}}
     model: nn.Module = timm.create_model(
@@ -61,7 +63,7 @@ def create_backbone(name: str, channels: int, classes: int, size: int, weights: 
 def _alexnet(channels: int, classes: int, weights: Path | None) -> nn.Module:
     model: nn.Module = alexnet(num_classes=classes)
     first = nn.Conv2d(channels, 64, kernel_size=11, stride=4, padding=2)
-    model.get_submodule("features")[0] = first  # type: ignore[index,operator]
+    model.get_submodule("features")[0] = first  # type: ignore[operator]
     if weights is None:
         return model
     state = load_file(weights)

@@ -141,4 +141,4 @@ def _write_labels(path: Path, labels: dict[str, Labels]) -> None:
             table.writerows((f"{slice_id}_{name}", int(labels[slice_id][name])) for name in LABELS)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)
+    aside.replace(path)

@@ -110,13 +110,13 @@ def _fade(h: Haemorrhage, p: Points) -> Image:
 
 
 def _surface_point(h: Haemorrhage, reach: float) -> tuple[float, float]:
-    """x and y at part `reach` of the way from the axis to the inner skull, at the height of the centre."""
+    """X and y at part `reach` of the way from the axis to the inner skull, at the height of the centre."""
     height = h.height_mm / (81 if h.height_mm > 0 else 120)
     section = float(np.sqrt(max(1 - height**2, 0.04))) * reach
     return 67 * section * float(np.sin(h.azimuth_rad)), -84 * section * float(np.cos(h.azimuth_rad))
 
 
-def _epidural(h: Haemorrhage, p: Points, gaps: Spaces, noise: Noise) -> Image:
+def _epidural(h: Haemorrhage, p: Points, gaps: Spaces, noise: Noise) -> Image:  # noqa: ARG001 - all shapes take alike
     """Lens: a ball that bulges through the skull."""
     x, y = _surface_point(h, 1.0)
     thickness, half_width = 9 + 14 * h.size, 26 + 12 * h.spread

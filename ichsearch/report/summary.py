@@ -21,7 +21,6 @@ from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.metrics import FloatArray, score
 from ichsearch.train.setup import Parts, parts_of
 
-
 MIN_PATIENTS: Final = 8
 """With fewer patients the resamples are so alike that the interval is too narrow to be believed."""
 

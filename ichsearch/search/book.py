@@ -6,7 +6,7 @@ In: a space and a journal. Out: trials to run; told results. No Ray here: the sa
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -46,7 +46,7 @@ class Book:
         self._suggest_lr, self._weights_of = suggest_lr, weights_of
         earlier = storage.get_all_studies()
         name = self._study_name(storage, [study.study_name for study in earlier])
-        direction = "minimize" if space.metric in LOWER_IS_BETTER else "maximize"
+        direction: Literal["minimize", "maximize"] = "minimize" if space.metric in LOWER_IS_BETTER else "maximize"
         self._study = open_study(storage, name, direction)
         if not any(study.study_name == name for study in earlier):
             self._study.set_user_attr("space", space.model_dump_json(include={"parameters", "epochs"}))

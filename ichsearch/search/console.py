@@ -51,7 +51,9 @@ def weights_summary(origins: dict[str, str]) -> str:
     lines = []
     for origin, names in by_origin.items():
         if origin.startswith("scratch ("):
-            lines.append(f"no pretrained weights {origin.removeprefix('scratch ')}: {', '.join(names)} train from scratch")
+            lines.append(
+                f"no pretrained weights {origin.removeprefix('scratch ')}: {', '.join(names)} train from scratch"
+            )
         else:
             lines.append(f"weights {origin}: {', '.join(names)}")
     return "\n".join(lines)
@@ -87,9 +89,7 @@ def _short(value: object) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def ended_line(
-    started: Started, result: TrialResult | None, reason: str, folder: RunFolder, space: Space
-) -> str:
+def ended_line(started: Started, result: TrialResult | None, reason: str, folder: RunFolder, space: Space) -> str:
     """How a trial ended, and the best so far."""
     name = started.record.trial
     if result is None:

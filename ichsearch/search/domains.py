@@ -43,7 +43,8 @@ class Choice(_Domain):
 
     def draw(self, trial: optuna.Trial, name: str) -> Scalar:
         """A value proposed by the sampler."""
-        value: Scalar = trial.suggest_categorical(name, self.choice)
+        value = trial.suggest_categorical(name, self.choice)
+        assert value is not None, "a choice holds no null"
         return value
 
     def extremes(self) -> list[Scalar]:

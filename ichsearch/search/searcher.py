@@ -1,4 +1,4 @@
-"""Ray Tune's view of the book: it asks for a trial when a slot of the live cluster is free, and reports what became of it.
+"""Ray Tune's view of the book: asked for a trial when a slot of the cluster is free, told what became of it.
 
 In: a `Book`. Out: configurations for Ray Tune; events for whoever watches.
 """
@@ -27,13 +27,13 @@ class BookSearcher(Searcher):
         self._on_start, self._on_end = on_start, on_end
         self._running: dict[str, Started] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A trial for a free slot; None when there is none, so that nothing is proposed before it can start."""
         if not self._free_slots(len(self._running)):
             return None
         started = self._book.next()
         if started is None:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
         self._running[trial_id] = started
         self._on_start(started)
         return {"trial": started.record.trial, "config": started.config.model_dump()}

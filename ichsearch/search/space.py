@@ -99,7 +99,9 @@ class Space(_Section):
                 possible = self.parameters[other].domain.extremes()
                 strange = [value for value in _as_list(values) if value not in possible]
                 if isinstance(self.parameters[other].domain, (Choice, Constant)) and strange:
-                    raise _rule(where, f"a condition must be on a value of {other} ({possible}), but {strange[0]!r} is none")
+                    raise _rule(
+                        where, f"a condition must be on a value of {other} ({possible}), but {strange[0]!r} is none"
+                    )
 
     def draw(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """The value of every parameter, as the trial's sampler proposes it; `lr` may be a factor."""

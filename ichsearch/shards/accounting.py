@@ -82,7 +82,7 @@ def write_quarantine(
         aside.write_text(private, encoding="utf-8", errors="surrogateescape")
 
 
-def _csv_text(header: list[str], rows: Iterable[list[str | int]]) -> str:
+def _csv_text(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -32,7 +32,9 @@ def read_labels(path: Path) -> dict[str, SliceLabels]:
     table = rows.pivot(index="slice", columns="label", values="Label").reindex(columns=list(LABELS))
     incomplete = table.index[table.isna().any(axis=1)]
     if len(incomplete):
-        raise DataError(f"a slice must have six labels, but {incomplete[0]} has fewer ({len(incomplete)} such); add them")
+        raise DataError(
+            f"a slice must have six labels, but {incomplete[0]} has fewer ({len(incomplete)} such); add them"
+        )
     values = table.to_numpy().astype(np.int8)
     return {str(uid): tuple(labels) for uid, labels in zip(table.index, values.tolist(), strict=True)}
 

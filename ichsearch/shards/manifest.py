@@ -105,7 +105,9 @@ def read_manifest(folder: Path) -> Manifest:
     settings = value.get("settings") if isinstance(value, dict) else None
     version = settings.get("schema_version") if isinstance(settings, dict) else None
     if version != SCHEMA_VERSION:
-        raise DataError(f"shards must have schema version {SCHEMA_VERSION}, but {folder} has {version}; preprocess again")
+        raise DataError(
+            f"shards must have schema version {SCHEMA_VERSION}, but {folder} has {version}; preprocess again"
+        )
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:

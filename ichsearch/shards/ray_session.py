@@ -40,7 +40,9 @@ def ray_session(address: str | None = None) -> Iterator[str]:
     try:
         context = ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
     except (ConnectionError, RayError, ValueError) as error:
-        raise ClusterError(f"a Ray cluster must answer at {where!r}, but none does ({error}); check --address") from error
+        raise ClusterError(
+            f"a Ray cluster must answer at {where!r}, but none does ({error}); check --address"
+        ) from error
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
@@ -77,4 +79,6 @@ def _result(reference: Any) -> Any:
     except RayTaskError as error:
         raise error.cause from error
     except RayError as error:
-        raise ClusterError(f"a task was lost with its worker ({type(error).__name__}); run the same command again") from error
+        raise ClusterError(
+            f"a task was lost with its worker ({type(error).__name__}); run the same command again"
+        ) from error

@@ -42,7 +42,9 @@ def shard_schema(size: int) -> pa.Schema:
             pa.field("bits_stored", pa.int8(), nullable=False),
             pa.field("signed", pa.bool_(), nullable=False),
             pa.field("fixed_wrap", pa.bool_(), nullable=False),  # fix_pxrepr was applied
-            pa.field("stored_sha256", pa.string(), nullable=False),  # of the stored values: the same image, the same hash
+            pa.field(
+                "stored_sha256", pa.string(), nullable=False
+            ),  # of the stored values: the same image, the same hash
             *(pa.field(label, pa.int8()) for label in LABELS),  # 0, 1, or null for an unlabelled slice
             pa.field("hu", pa.binary(size * size * 2), nullable=False),  # (size, size) little-endian int16
         ],

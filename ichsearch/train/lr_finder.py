@@ -90,7 +90,7 @@ def read_curve(config: InputConfig, lrs: list[float], losses: list[float], steps
 
 
 def suggestions(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> dict[str, float]:
-    """fastai's three: `minimum` (a tenth of the rate at the lowest loss), `steep`, `valley`; empty for a short curve."""
+    """Fastai's three: `minimum` (a tenth of the rate of the lowest loss), `steep`, `valley`; none for a short curve."""
     if len(losses) < 3:
         return {}
     steepest = int(np.argmin(np.diff(losses) / np.diff(np.log(lrs))))

@@ -92,9 +92,7 @@ def weighted_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, lr: float
-) -> Tensor:
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, lr: float) -> Tensor:
     """One step at learning rate `lr`; returns the loss before it, a scalar still on the device."""
     for group in optimizer.param_groups:
         group["lr"] = lr
