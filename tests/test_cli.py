@@ -1,0 +1,161 @@
+"""The command line as a user meets it: every wrong input gets one clear message and its exit code, and no traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from spaces import SMALL, write_space
+
+from ichsearch.phantom import write_cohort
+from ichsearch.shards.preprocess import preprocess
+
+ICHSEARCH = str(Path(sys.executable).parent / "ichsearch")
+
+
+def ichsearch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ICHSEARCH, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) <= 6, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort") / "phantom"
+    write_cohort(folder, 12, 6, 0, matrix=128, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(cohort: Path, tmp_path_factory: pytest.TempPathFactory, ray_local: Path) -> Path:  # noqa: ARG001
+    folder = tmp_path_factory.mktemp("shards") / "shards"
+    preprocess(cohort / "dicom", folder, labels=cohort / "stage_2_train.csv", size=64)
+    return folder
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    code = "import sys; from ichsearch.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert "typer" in loaded
+    assert not loaded & {"torch", "ray", "numpy", "pandas", "pydicom", "optuna", "timm", "pyarrow"}
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    assert ichsearch("run", "--spice", "x").returncode == 2
+    assert ichsearch("preprocess", ".", "--out", "x", "--crop", "round").returncode == 2
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "rubbish"])
+def test_a_folder_without_slices_ends_with_3_and_writes_nothing(tmp_path: Path, make: str) -> None:
+    dicom, out = tmp_path / "dicom", tmp_path / "shards"
+    if make != "missing":
+        dicom.mkdir()
+    if make == "rubbish":
+        (dicom / "a.dcm").write_text("<html>")
+    done = ichsearch("preprocess", dicom, "--out", out)
+    assert_refused(done, 3, str(dicom))
+    assert not out.exists()
+
+
+def test_labels_that_contradict_themselves_end_with_3_naming_the_slice(cohort: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    text = (cohort / "stage_2_train.csv").read_text()
+    first = text.splitlines()[1]
+    labels.write_text(text + first[:-1] + ("0" if first.endswith("1") else "1") + "\n")
+    done = ichsearch("preprocess", cohort / "dicom", "--labels", labels, "--out", tmp_path / "shards")
+    assert_refused(done, 3, first.partition(",")[0])
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_typo_in_a_space_ends_with_4_and_its_line(tmp_path: Path) -> None:
+    space = write_space(tmp_path, SMALL.replace("test_resnet,", "resnet81,"))
+    done = ichsearch("run", "--space", space, "--out", tmp_path / "run")
+    assert_refused(done, 4, f"{space}:8", "did you mean resnet18")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_are_no_shards_end_with_3_and_write_nothing(tmp_path: Path) -> None:
+    done = ichsearch("run", "--space", write_space(tmp_path), "--data", tmp_path, "--out", tmp_path / "run")
+    assert_refused(done, 3, "manifest.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_out_with_other_files_ends_with_4_and_leaves_them(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    done = ichsearch("run", "--space", write_space(tmp_path), "--data", shards, "--out", tmp_path / "run")
+    assert_refused(done, 4, "other files")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_another_space_and_more_trials(shards: Path, tmp_path: Path) -> None:
+    space, run = write_space(tmp_path), tmp_path / "run"
+    done = ichsearch("run", "--space", space, "--data", shards, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "slice position alone" in done.stdout
+    table = pd.read_csv(run / "leaderboard.csv")
+    assert list(table["status"]) == ["finished"] * 3
+    assert list(table["rank"]) == sorted(table["rank"])
+    assert all((run / checkpoint).is_file() for checkpoint in table["checkpoint"])
+    again = ichsearch("run", "--space", space, "--data", shards, "--out", run)
+    assert again.returncode == 0
+    assert "trial 000" not in again.stdout.partition("best trial")[0]
+
+    other = write_space(tmp_path, SMALL.replace("epochs: 2", "epochs: 1"), "other.yaml")
+    assert_refused(
+        ichsearch("run", "--space", other, "--data", shards, "--out", run), 4, "epochs: 2 in the run, 1 asked"
+    )
+    assert_refused(ichsearch("run", "--space", space, "--data", shards, "--out", run, "--trials", "4"), 4, "--extend")
+    extended = ichsearch("run", "--space", space, "--data", shards, "--out", run, "--trials", "4", "--extend")
+    assert extended.returncode == 0, extended.stderr
+    assert len(pd.read_csv(run / "leaderboard.csv")) == 4
+
+
+def test_trials_that_all_diverge_end_with_5_and_their_reason(shards: Path, tmp_path: Path) -> None:
+    content = SMALL.replace("lr: {factor: [0.3, 3.0]}", "lr: 100").replace("metric: auroc_any", "metric: log_loss")
+    content = content.replace("{choice: [test_resnet, test_efficientnet]}", "test_efficientnet")
+    content = content.replace("when:\n      - if: {backbone: test_efficientnet}\n        choice: [8]", "")
+    run = tmp_path / "run"
+    done = ichsearch("run", "--space", write_space(tmp_path, content), "--data", shards, "--out", run, "--trials", "1")
+    if done.returncode == 0:
+        pytest.skip("this build of torch survives a learning rate of 100")
+    assert_refused(done, 5, "diverged")
+    assert list(pd.read_csv(run / "leaderboard.csv")["reason"]) == ["diverged"]
+
+
+def test_ctrl_c_ends_with_130_and_the_same_command_finishes_the_run(shards: Path, tmp_path: Path) -> None:
+    space, run = write_space(tmp_path, SMALL.replace("epochs: 2", "epochs: 12")), tmp_path / "run"
+    command = [ICHSEARCH, "run", "--space", str(space), "--data", str(shards), "--out", str(run)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert driver.stdout is not None
+    seen = ""
+    while "finished" not in seen:
+        line = driver.stdout.readline()
+        assert line, f"the run ended before a trial did: {seen}"
+        seen += line
+    time.sleep(0.5)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    rest, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert f"ichsearch run --space {space}" in rest
+    finished = {path.parent.name for path in run.glob("trials/*/weights.safetensors")}
+    assert finished
+    before = {name: (run / "trials" / name / "weights.safetensors").stat().st_mtime_ns for name in finished}
+
+    assert ichsearch(*command[1:]).returncode == 0
+    table = pd.read_csv(run / "leaderboard.csv", dtype={"trial": str})
+    assert sorted(table["trial"]) == ["0000", "0001", "0002"]
+    assert list(table["status"]) == ["finished"] * 3
+    for name, modified in before.items():
+        assert (run / "trials" / name / "weights.safetensors").stat().st_mtime_ns == modified, "trained twice"

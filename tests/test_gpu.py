@@ -1,0 +1,60 @@
+"""A trial on a GPU; run on demand with `pytest -m gpu`."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from slice_sets import make_slices, split_of
+
+from ichsearch.data.batches import Batches
+from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
+from ichsearch.train.lr_finder import find_lr
+from ichsearch.train.setup import make_batches, parts_of
+from ichsearch.train.trial import run_trial
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+PAPER = ("resnet18", "resnet50", "resnet101", "densenet121", "alexnet")
+
+
+def test_a_trial_learns_on_the_gpu_and_keeps_its_slices_there(tmp_path: Path) -> None:
+    slices = make_slices(patients=25, slices=6, size=32)
+    split, cuda = split_of(slices), torch.device("cuda")
+    config = TrialConfig(backbone="resnet10t", batch_size=16, size=32, channels="brain", augment=0.5, lr=5e-3, epochs=6)
+    batches: Batches = make_batches(slices, parts_of(slices, split, 0.0).train, config, cuda)
+    assert isinstance(batches._hu, torch.Tensor)
+    assert batches._hu.is_cuda
+    assert run_trial(config, slices, split, tmp_path).score > 0.9
+
+
+def test_the_lr_finder_suggests_the_same_twice() -> None:
+    slices = make_slices(patients=25, slices=6, size=32)
+    config = InputConfig(backbone="resnet10t", batch_size=16, size=32, channels="windows")
+    first, second = (find_lr(config, slices, split_of(slices), steps=40) for _ in range(2))
+    assert first.lr == pytest.approx(second.lr, rel=0.5)
+
+
+@pytest.mark.parametrize("backbone", PAPER)
+def test_every_backbone_of_the_paper_trains_at_full_size(backbone: str, tmp_path: Path) -> None:
+    slices = make_slices(patients=60, slices=16, size=256)
+    config = TrialConfig(backbone=backbone, batch_size=64, size=256, augment=0.5, lr=1e-3, epochs=3)
+    records: list[dict[str, float]] = []
+    run_trial(config, slices, split_of(slices), tmp_path, on_epoch=records.append)
+    assert all(math.isfinite(record["train_loss"]) for record in records)
+    assert len(records) == 3
+
+
+def test_too_little_memory_is_a_reason_not_a_crash(tmp_path: Path) -> None:
+    slices = make_slices(patients=25, slices=6, size=256)
+    config = TrialConfig(backbone="resnet50", batch_size=64, size=256, lr=1e-3, epochs=1)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(600 * 2**20 / total)
+    try:
+        with pytest.raises(TrialFailedError, match="out_of_memory"):
+            run_trial(config, slices, split_of(slices), tmp_path)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
