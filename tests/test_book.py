@@ -166,3 +166,15 @@ def test_a_second_driver_is_refused_and_a_dead_ones_lease_lapses(tmp_path: Path)
         pass
     with lease(folder):
         pass
+
+
+def test_an_extended_run_still_finishes_what_the_earlier_space_began(tmp_path: Path) -> None:
+    cut = open_book(tmp_path).next()
+    assert cut is not None
+    book = open_book(tmp_path, SMALL.replace("[0.0, 1.0]", "[0.0, 0.5]"))
+    resumed = book.next()
+    assert resumed is not None
+    assert (resumed.record.trial, resumed.config, resumed.study) == (cut.record.trial, cut.config, cut.study)
+    book.tell_finished(resumed, result(0.6))
+    assert [study.get_trials()[0].value for study in studies(tmp_path).values() if study.get_trials()] == [0.6]
+    assert len(run_all(book, [0.5, 0.5])) == 2

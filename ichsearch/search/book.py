@@ -12,9 +12,10 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ichsearch.search.domains import Scalar
 from ichsearch.search.journal import make_sampler, open_study
 from ichsearch.search.run_folder import RunFolder, TrialRecord
-from ichsearch.search.space import Space
+from ichsearch.search.space import FINITE, Space
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.metrics import LOWER_IS_BETTER
 from ichsearch.train.trial import TrialResult
@@ -24,10 +25,11 @@ FAILED: Final = "failed"
 
 @dataclass(frozen=True)
 class Started:
-    """A trial that was handed out: its record, and its place in the study."""
+    """A trial that was handed out: its record, and its place in the journal."""
 
     record: TrialRecord
     config: TrialConfig
+    study: str
     number: int
 
 
@@ -48,24 +50,34 @@ class Book:
         name = self._study_name(storage, [study.study_name for study in earlier])
         direction: Literal["minimize", "maximize"] = "minimize" if space.metric in LOWER_IS_BETTER else "maximize"
         self._study = open_study(storage, name, direction)
-        if not any(study.study_name == name for study in earlier):
-            self._study.set_user_attr("space", space.model_dump_json(include={"parameters", "epochs"}))
-            self._adopt([trial for study in earlier for trial in storage.get_all_trials(study._study_id)])
-        self._interrupted = [trial for trial in self._trials() if trial.state == TrialState.RUNNING]
+        self._studies = {study.study_name: open_study(storage, study.study_name, direction) for study in earlier}
+        if name not in self._studies:
+            self._adopt([trial for study in self._studies.values() for trial in study.get_trials()])
+            # Last, so that a study of which a dead driver had adopted a part only is nobody's.
+            self._study.set_user_attr("space", self._own_space)
+        self._studies[name] = self._study
+        self._interrupted = [
+            (study, trial)
+            for study in self._studies.values()
+            for trial in study.get_trials(states=[TrialState.RUNNING])
+        ]
 
     def _study_name(self, storage: optuna.storages.BaseStorage, names: Sequence[str]) -> str:
         """The study of these parameters: one of the journal's, or a new one (a study's axes cannot change)."""
-        mine = self._space.model_dump_json(include={"parameters", "epochs"})
         for name in names:
             study_id = storage.get_study_id_from_name(name)
-            if storage.get_study_user_attrs(study_id).get("space") == mine:
+            if storage.get_study_user_attrs(study_id).get("space") == self._own_space:
                 return name
         plain = f"{self._space.name} · {self._space.epochs} epochs"
         return plain if plain not in names else f"{plain} · space {len(names) + 1}"
 
+    @property
+    def _own_space(self) -> str:
+        return self._space.model_dump_json(include={"parameters", "epochs"})
+
     def _adopt(self, earlier: Sequence[FrozenTrial]) -> None:
         """Learn from the finished trials of earlier spaces, as far as this space could have proposed them."""
-        for trial in earlier:
+        for trial in {trial.user_attrs.get("trial"): trial for trial in earlier}.values():
             if trial.state.is_finished() and trial.user_attrs.get("epochs") == self._space.epochs:
                 distributions = self._distributions(trial.params)
                 if distributions is not None:
@@ -96,51 +108,46 @@ class Book:
         )
         return distributions if contained and set(distributions) == set(params) else None
 
-    def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
-
-    @property
-    def finished(self) -> int:
-        """How many trials of the run have ended, well or badly."""
-        return sum(record.status in ("finished", FAILED) for record in self._folder.records())
-
     def next(self) -> Started | None:
         """The next trial to run: an interrupted one first, then a new proposal; None when there are enough."""
         while self._interrupted:
-            trial = self._interrupted.pop(0)
+            study, trial = self._interrupted.pop(0)
             if "trial" in trial.user_attrs:
-                return self._resumed(trial)
-            self._study.tell(trial.number, state=TrialState.FAIL)  # died before it had a configuration
-        if len(self._folder.records()) >= self._space.trials:
-            return None
-        return self._proposed()
+                return self._resumed(study, trial)
+            study.tell(trial.number, state=TrialState.FAIL)  # died before it had a configuration
+        known = len(self._folder.records())
+        return self._proposed(known) if known < self._space.trials else None
 
-    def _resumed(self, trial: FrozenTrial) -> Started:
+    def _resumed(self, study: optuna.Study, trial: FrozenTrial) -> Started:
         config = TrialConfig.model_validate(trial.user_attrs["config"])
         record = self._record(trial.user_attrs["trial"], trial.user_attrs["parameters"], config)
-        return self._started(record, config, trial.number)
+        self._folder.write_record(record)
+        return Started(record, config, study.study_name, trial.number)
 
-    def _proposed(self) -> Started:
-        space = self._space
-        self._study.sampler = make_sampler(space.sampler, space.seed, len(self._trials()))
+    def _proposed(self, known: int) -> Started:
+        space, name = self._space, f"{known:04d}"
+        self._study.sampler = make_sampler(space.sampler, space.seed, known)
         trial = self._study.ask()
-        drawn = space.draw(trial)
-        known = {name: value for name, value in drawn.items() if name != "lr"}
-        lr = float(drawn["lr"])
-        parameters = dict(drawn)
-        if space.lr_is_factor(drawn):
-            parameters["lr_factor"] = parameters.pop("lr")
-            asked = {name: known[name] for name in known if name in ("backbone", "batch_size", "size", "channels")}
-            lr *= self._suggest_lr(InputConfig.model_validate({**asked, "seed": space.seed}))
-        config = TrialConfig.model_validate(
-            {**known, "lr": lr, "epochs": space.epochs, "metric": space.metric, "seed": space.seed}
-        )
-        name = f"{len(self._folder.records()):04d}"
+        config, parameters = self._configured(space.draw(trial))
         trial.set_user_attr("config", config.model_dump())
         trial.set_user_attr("parameters", parameters)
         trial.set_user_attr("epochs", space.epochs)
-        trial.set_user_attr("trial", name)
-        return self._started(self._record(name, parameters, config), config, trial.number)
+        trial.set_user_attr("trial", name)  # last: a trial that has it has all
+        record = self._record(name, parameters, config)
+        self._folder.write_record(record)
+        return Started(record, config, self._study.study_name, trial.number)
+
+    def _configured(self, drawn: dict[str, Scalar]) -> tuple[TrialConfig, dict[str, Any]]:
+        """The configuration of what was drawn, and the drawn parameters with a factor under its own name."""
+        space = self._space
+        inputs = {name: drawn[name] for name in FINITE if name in drawn} | {"seed": space.seed}
+        parameters: dict[str, Any] = dict(drawn)
+        lr = float(drawn["lr"])
+        if space.lr_is_factor(drawn):
+            parameters["lr_factor"] = parameters.pop("lr")
+            lr *= self._suggest_lr(InputConfig.model_validate(inputs))
+        config = {**drawn, **inputs, "lr": lr, "epochs": space.epochs, "metric": space.metric}
+        return TrialConfig.model_validate(config), parameters
 
     def _record(self, name: str, parameters: dict[str, Any], config: TrialConfig) -> TrialRecord:
         factor = parameters.get("lr_factor")
@@ -153,23 +160,19 @@ class Book:
             weights=self._weights_of[config.backbone],
         )
 
-    def _started(self, record: TrialRecord, config: TrialConfig, number: int) -> Started:
-        self._folder.write_record(record)
-        return Started(record, config, number)
-
     def tell_finished(self, started: Started, result: TrialResult) -> None:
-        """Learn a trial's score."""
-        self._study.tell(started.number, result.score)
+        """Learn a trial's score; the journal last, because what it knows as finished is never looked at again."""
         self._folder.write_record(started.record.model_copy(update={"status": "finished"}))
+        self._studies[started.study].tell(started.number, result.score)
 
     def tell_failed(self, started: Started, reason: str) -> None:
         """Learn that this configuration cannot be run: a violated constraint, which the sampler steers away from.
 
         The state is PRUNED because a failed trial has no value, and FAIL would be ignored by the sampler.
         """
-        trial = optuna.Trial(self._study, self._study._storage.get_trial_id_from_study_id_trial_number(
-            self._study._study_id, started.number))  # fmt: skip
+        self._folder.write_record(started.record.model_copy(update={"status": FAILED, "reason": reason}))
+        study = self._studies[started.study]
+        trial = optuna.Trial(study, study.trials[started.number]._trial_id)
         trial.set_user_attr("reason", reason)
         trial.set_constraint("runs", 1.0)
-        self._study.tell(started.number, state=TrialState.PRUNED)
-        self._folder.write_record(started.record.model_copy(update={"status": FAILED, "reason": reason}))
+        study.tell(started.number, state=TrialState.PRUNED)

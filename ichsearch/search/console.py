@@ -68,7 +68,8 @@ def lr_line(curve: LrCurve) -> str:
     """What the LR finder suggests."""
     config = curve.config
     where = f"{config.backbone} · batch {config.batch_size} · {config.size} px · {config.channels}"
-    return f"LR finder  {where}: {curve.lr:.2g}{' (fallback: the curve suggests nothing plausible)' * curve.guarded}"
+    why = f"it failed with {curve.failure}" if curve.failure else "the curve suggests nothing plausible"
+    return f"LR finder  {where}: {curve.lr:.2g}{f' (fallback: {why})' if curve.guarded else ''}"
 
 
 def started_line(started: Started) -> str:

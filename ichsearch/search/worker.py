@@ -16,7 +16,7 @@ from ichsearch.data.split import Split
 from ichsearch.files import read_json, write_json, write_text
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
-from ichsearch.train.lr_finder import LrCurve, find_lr
+from ichsearch.train.lr_finder import FALLBACK_LR, LrCurve, find_lr
 from ichsearch.train.trial import run_trial
 
 
@@ -36,12 +36,21 @@ def warm_cache(size: int, shards: Path) -> int:
 
 
 def find_curve(config: InputConfig, assignment: Assignment) -> LrCurve:
-    """Run the LR finder for one configuration and keep its curve."""
+    """Run the LR finder for one configuration and keep its curve.
+
+    A backbone that cannot be trained must not end the run: its trials will fail, and be told to the sampler.
+    """
     torch.set_num_threads(assignment.threads)
     slices = open_slices(assignment.shards, config.size)
     split = Split.model_validate(read_json(assignment.folder.split))
     weights = assignment.weights[config.backbone]
-    curve = find_lr(config, slices, split, weights=weights, steps=assignment.lr_steps)
+    try:
+        curve = find_lr(config, slices, split, weights=weights, steps=assignment.lr_steps)
+    except Exception as error:  # noqa: BLE001 - whatever a backbone raises, see above
+        _keep_error(assignment.folder.lr_finder, error)
+        curve = LrCurve(
+            config=config, lrs=[], losses=[], suggestions={}, lr=FALLBACK_LR, guarded=True, failure=type(error).__name__
+        )
     write_json(assignment.folder.curve(config), curve.model_dump())
     return curve
 

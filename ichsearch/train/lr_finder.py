@@ -32,7 +32,10 @@ FALLBACK_LR: Final = 1e-3
 
 
 class LrCurve(BaseModel):
-    """The curve and what it suggests; `guarded` says that nothing plausible was found and the fallback stands in."""
+    """The curve and what it suggests.
+
+    `guarded` says that nothing plausible was found and the fallback stands in; `failure` that the test could not run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,6 +45,7 @@ class LrCurve(BaseModel):
     suggestions: dict[str, float]
     lr: float
     guarded: bool
+    failure: str = ""
 
 
 def find_lr(

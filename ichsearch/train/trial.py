@@ -66,7 +66,7 @@ def run_trial(
         config: what to train.
         slices: the data set at `config.size`.
         split: the patients' folds.
-        folder: the trial's own; an interrupted trial goes on from it.
+        folder: the trial's own; an interrupted trial goes on from it, a finished one is not run again.
         weights: safetensors of pretrained weights; None starts from random ones.
         device: None takes the GPU if there is one.
         on_epoch: called after each epoch with its record (epoch, losses, scores, seconds).
@@ -76,6 +76,8 @@ def run_trial(
     """
     device = device or pick_device()
     _start_folder(folder, config)
+    if (known := read_result(folder)) is not None:
+        return known
     try:
         trainer = _Trainer(config, slices, split, folder, weights, device)
         trainer.run(on_epoch)
@@ -85,10 +87,11 @@ def run_trial(
 
 
 def _start_folder(folder: Path, config: TrialConfig) -> None:
-    """Keep the configuration; what an interrupted trial of another one left is not gone on from."""
+    """Keep the configuration; what a trial of another one left is not gone on from."""
     path, content = folder / "config.json", config.model_dump()
     if path.is_file() and read_json(path) != content:
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        (folder / "metrics.json").unlink(missing_ok=True)
     write_json(path, content)
 
 
