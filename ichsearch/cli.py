@@ -6,10 +6,11 @@ Libraries that take seconds to import are imported at the top of the verb that n
 import errno
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -43,17 +44,39 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        _fail(f"the disk must take what is written, but {error.filename or 'it'}: {error.strerror}; make room and run "
-              "the same command again", StorageError.exit_code)  # fmt: skip
+        _os_error(error)
     except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours still ends with a message and a code
-        if os.environ.get("ICHSEARCH_DEBUG"):
-            traceback.print_exc()
-        _fail(f"internal error: {type(error).__name__}: {error} (ICHSEARCH_DEBUG=1 shows where)", 1)
+        _internal_error(error)
 
 
-def _fail(message: str, code: int) -> None:
+def _os_error(error: OSError) -> NoReturn:
+    where = error.filename or "the disk"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _fail(
+            f"the disk must take what is written, but {where}: {error.strerror}{_free_bytes(error.filename)}; "
+            "make room and run the same command again",
+            StorageError.exit_code,
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        _fail(f"{where} must be readable and writable, but: {error.strerror}; check it", StorageError.exit_code)
+    _internal_error(error)
+
+
+def _free_bytes(path: str | None) -> str:
+    try:
+        folder = next(parent for parent in Path(path or ".").resolve().parents if parent.is_dir())
+        return f", {shutil.disk_usage(folder).free:,} bytes free"
+    except OSError:
+        return ""
+
+
+def _internal_error(error: Exception) -> NoReturn:
+    if os.environ.get("ICHSEARCH_DEBUG"):
+        traceback.print_exception(error)
+    _fail(f"internal error: {type(error).__name__}: {error} (ICHSEARCH_DEBUG=1 shows where)", IchsearchError.exit_code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     err.print(f"[bold red]ichsearch:[/] {escape(message)}")
     sys.exit(code)
 
@@ -163,7 +186,7 @@ def lr_find(
     steps: Annotated[int, typer.Option(min=20, help="Training steps from the lowest to the highest rate.")] = 100,
     folder: Annotated[Path, typer.Option("--out", help="Where the curve goes, as JSON and PNG.")] = Path("lr_finder"),
 ) -> None:
-    """Find a learning rate for a backbone: one short run over rising rates, its curve, one suggestion."""
+    """Find a learning rate for a backbone from scratch: one short run over rising rates, its curve, one suggestion."""
     from pydantic import ValidationError
 
     from ichsearch.data.cache import open_slices
@@ -185,7 +208,11 @@ def lr_find(
         first = error.errors()[0]
         raise ConfigError(f"--{first['loc'][0]}: {first['msg']}, but got {first['input']!r}") from None
     slices = open_slices(data, size)
-    curve = find_lr(config, slices, make_split(slices.table, slices.fingerprint, seed=0), steps=steps)
+    split = make_split(slices.table, slices.fingerprint, seed=0)
+    try:
+        curve = find_lr(config, slices, split, steps=steps)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"{backbone} cannot be trained on {size} px in batches of {batch_size}: {error}") from error
     path = folder / curve_name(config)
     write_json(path, curve.model_dump())
     draw_curve(curve, path.with_suffix(".png"))

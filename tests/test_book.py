@@ -1,5 +1,6 @@
 """The book: what is proposed, told, resumed and reused; with a real journal and no cluster."""
 
+import shutil
 from pathlib import Path
 
 import optuna
@@ -178,3 +179,56 @@ def test_an_extended_run_still_finishes_what_the_earlier_space_began(tmp_path: P
     book.tell_finished(resumed, result(0.6))
     assert [study.get_trials()[0].value for study in studies(tmp_path).values() if study.get_trials()] == [0.6]
     assert len(run_all(book, [0.5, 0.5])) == 2
+
+
+def test_a_trial_with_another_constant_teaches_nothing(tmp_path: Path) -> None:
+    run_all(open_book(tmp_path), [0.5, 0.6, 0.7])
+    open_book(tmp_path, SMALL.replace("size: 32", "size: 64").replace("trials: 3", "trials: 4"))
+    _, new = studies(tmp_path).values()
+    assert new.get_trials() == []
+
+
+def test_what_the_wider_space_found_is_known_when_the_first_one_is_searched_again(tmp_path: Path) -> None:
+    run_all(open_book(tmp_path), [0.5, 0.6, 0.7])
+    wider = SMALL.replace("[0.3, 3.0]", "[0.1, 3.0]").replace("trials: 3", "trials: 8")
+    found = run_all(open_book(tmp_path, wider), [0.5] * 5)
+    open_book(tmp_path)
+    old, _ = studies(tmp_path).values()
+    inside = sum(item.record.parameters["lr_factor"] >= 0.3 for item in found)
+    assert 0 < inside < 5
+    assert len(old.get_trials()) == 3 + inside
+
+
+def test_an_interrupted_trial_whose_backbone_is_gone_is_abandoned_by_name(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    cut = [book.next(), book.next(), book.next()]
+    gone = [item for item in cut if item and item.config.backbone == "test_resnet"]
+    assert gone
+    folder = RunFolder(tmp_path)
+    content = SMALL.replace("{choice: [test_resnet, test_efficientnet]}", "{choice: [test_efficientnet, resnet10t]}")
+    space = load_space(write_space(tmp_path, content))
+    weights = {"test_efficientnet": "scratch", "resnet10t": "scratch"}
+    other = Book(space, folder, open_journal(folder.journal), suggested_lr, weights)
+    while other.next() is not None:
+        pass
+    abandoned = {record.trial for record in folder.records() if record.reason.startswith("abandoned")}
+    assert abandoned == {item.record.trial for item in gone}
+
+
+def test_a_deleted_trial_folder_does_not_let_a_new_trial_take_anothers_place(tmp_path: Path) -> None:
+    run_all(open_book(tmp_path), [0.5, 0.6, 0.7])
+    shutil.rmtree(tmp_path / "trials" / "0001")
+    (started,) = run_all(open_book(tmp_path), [0.8])
+    assert started.record.trial == "0003"
+
+
+def test_a_failure_that_was_only_half_told_is_not_run_again(tmp_path: Path) -> None:
+    book = open_book(tmp_path)
+    trial = book.next()
+    assert trial is not None
+    RunFolder(tmp_path).write_record(trial.record.model_copy(update={"status": "failed", "reason": "diverged"}))
+    again = open_book(tmp_path).next()
+    assert again is not None
+    assert again.record.trial != trial.record.trial
+    (study,) = studies(tmp_path).values()
+    assert study.get_trials()[0].state == TrialState.PRUNED

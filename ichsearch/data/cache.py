@@ -160,5 +160,6 @@ def _make_room(cache: Path, *, needed_bytes: int) -> None:
     for path in entries:
         if used + needed_bytes <= quota:
             return
-        shutil.rmtree(path)
+        dead = path.rename(path.with_name(f".{path.name}.aside"))  # at once gone, should this process die meanwhile
+        shutil.rmtree(dead)
         used -= sizes[path]

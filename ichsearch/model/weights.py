@@ -27,6 +27,10 @@ Policy = Literal["require", "auto", "no"]
 PROBE_TIMEOUT_S: Final = 5.0
 
 
+class UnavailableError(OSError):
+    """Weights that neither the hub nor a folder has."""
+
+
 class StartWeights(NamedTuple):
     """Where a backbone starts: a file of the run folder (None: random weights), and how that came about."""
 
@@ -51,7 +55,8 @@ def obtain_weights(backbone: str, policy: Policy, folder: Path, source: Path | N
     try:
         state = load_state_dict(str(_from_folder(backbone, source) if source else _from_hub(backbone)))
     except (OSError, EOFError, HfHubHTTPError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        # Only messages of our own are sure to hold no path of the machine.
+        reason = str(error) if isinstance(error, UnavailableError) else f"unreadable: {type(error).__name__}"
         if policy == "require":
             raise ConfigError(
                 f"pretrained: require needs weights of {backbone}, but they cannot be had ({reason}); "
@@ -67,7 +72,7 @@ def _from_folder(backbone: str, source: Path) -> Path:
     for suffix in (".safetensors", ".pth"):
         if (path := source / f"{backbone}{suffix}").is_file():
             return path
-    raise FileNotFoundError(f"no {backbone}.safetensors in the weights folder")
+    raise UnavailableError(f"no {backbone}.safetensors in the weights folder")
 
 
 def _from_hub(backbone: str) -> Path:
@@ -75,12 +80,12 @@ def _from_hub(backbone: str) -> Path:
         return _from_torchvision(AlexNet_Weights.DEFAULT.url)
     config = timm.get_pretrained_cfg(backbone)
     if config is None or not config.hf_hub_id:
-        raise FileNotFoundError("timm has no pretrained weights for it")
+        raise UnavailableError("timm has no pretrained weights for it")
     offline = not _reachable(constants.ENDPOINT)
     try:
         return Path(hf_hub_download(config.hf_hub_id, "model.safetensors", local_files_only=offline))
     except LocalEntryNotFoundError:
-        raise FileNotFoundError("the weights hub does not answer, and its local cache has none") from None
+        raise UnavailableError("the weights hub does not answer, and its local cache has none") from None
 
 
 def _from_torchvision(url: str) -> Path:
@@ -88,7 +93,7 @@ def _from_torchvision(url: str) -> Path:
     path = folder / url.rpartition("/")[2]
     if not path.is_file():
         if not _reachable(url):
-            raise FileNotFoundError("the weights hub does not answer, and its local cache has none")
+            raise UnavailableError("the weights hub does not answer, and its local cache has none")
         folder.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), progress=False)
     return path

@@ -10,6 +10,7 @@ import pandas as pd
 from ichsearch.files import write_text
 from ichsearch.labels import LABELS
 from ichsearch.search.run_folder import RunFolder, TrialRecord
+from ichsearch.search.space import SEARCHED
 from ichsearch.train.metrics import LOWER_IS_BETTER
 from ichsearch.train.trial import TrialResult, read_result
 
@@ -19,9 +20,8 @@ METRICS: Final = (
     *(f"auroc_{label}" for label in LABELS),
     *(f"average_precision_{label}" for label in LABELS),
 )
-PARAMETERS: Final = ("backbone", "batch_size", "size", "channels", "augment", "min_brain", "weight_decay", "lr")
 COLUMNS: Final = (
-    "rank", "trial", "status", "reason", "metric", "score", *METRICS, *PARAMETERS, "lr_factor", "lr_suggestion",
+    "rank", "trial", "status", "reason", "metric", "score", *METRICS, *SEARCHED, "lr_factor", "lr_suggestion",
     "weights", "epochs", "best_epoch", "seconds", "images_per_s", "parameters_m", "checkpoint",
 )  # fmt: skip
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
@@ -50,7 +50,7 @@ def _row(record: TrialRecord, result: TrialResult | None) -> dict[str, Any]:
         "reason": as_cell(record.reason),
         "metric": record.config["metric"],
         "score": None,
-        **{name: record.config[name] for name in PARAMETERS},
+        **{name: record.config[name] for name in SEARCHED},
         "lr_factor": record.parameters.get("lr_factor"),
         "lr_suggestion": record.lr_suggestion,
         "weights": as_cell(record.weights),

@@ -4,7 +4,7 @@ In: a space and a journal. Out: trials to run; told results. No Ray here: the sa
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -46,94 +46,112 @@ class Book:
     ) -> None:
         self._space, self._folder = space, folder
         self._suggest_lr, self._weights_of = suggest_lr, weights_of
-        earlier = storage.get_all_studies()
-        name = self._study_name(storage, [study.study_name for study in earlier])
+        names = [study.study_name for study in storage.get_all_studies()]
         direction: Literal["minimize", "maximize"] = "minimize" if space.metric in LOWER_IS_BETTER else "maximize"
-        self._study = open_study(storage, name, direction)
-        self._studies = {study.study_name: open_study(storage, study.study_name, direction) for study in earlier}
-        if name not in self._studies:
-            self._adopt([trial for study in self._studies.values() for trial in study.get_trials()])
-            # Last, so that a study of which a dead driver had adopted a part only is nobody's.
-            self._study.set_user_attr("space", self._own_space)
-        self._studies[name] = self._study
+        self._studies = {name: open_study(storage, name, direction) for name in names}
+        own = next((name for name in names if self._studies[name].user_attrs.get("space") == self._own_space), None)
+        self._study = self._studies[own] if own else self._new_study(storage, direction)
         self._interrupted = [
             (study, trial)
             for study in self._studies.values()
             for trial in study.get_trials(states=[TrialState.RUNNING])
         ]
-
-    def _study_name(self, storage: optuna.storages.BaseStorage, names: Sequence[str]) -> str:
-        """The study of these parameters: one of the journal's, or a new one (a study's axes cannot change)."""
-        for name in names:
-            study_id = storage.get_study_id_from_name(name)
-            if storage.get_study_user_attrs(study_id).get("space") == self._own_space:
-                return name
-        plain = f"{self._space.name} · {self._space.epochs} epochs"
-        return plain if plain not in names else f"{plain} · space {len(names) + 1}"
+        self._adopt()
 
     @property
     def _own_space(self) -> str:
         return self._space.model_dump_json(include={"parameters", "epochs"})
 
-    def _adopt(self, earlier: Sequence[FrozenTrial]) -> None:
-        """Learn from the finished trials of earlier spaces, as far as this space could have proposed them."""
-        for trial in {trial.user_attrs.get("trial"): trial for trial in earlier}.values():
-            if trial.state.is_finished() and trial.user_attrs.get("epochs") == self._space.epochs:
-                distributions = self._distributions(trial.params)
-                if distributions is not None:
-                    self._study.add_trial(
-                        create_trial(
-                            state=trial.state,
-                            value=trial.value,
-                            params=trial.params,
-                            distributions=distributions,
-                            user_attrs=trial.user_attrs,
-                            system_attrs=trial.system_attrs,
-                        )
-                    )
+    def _new_study(
+        self, storage: optuna.storages.BaseStorage, direction: Literal["minimize", "maximize"]
+    ) -> optuna.Study:
+        """A study of its own for these parameters: the axes of a study cannot change."""
+        plain = f"{self._space.name} · {self._space.epochs} epochs"
+        name = plain if plain not in self._studies else f"{plain} · space {len(self._studies) + 1}"
+        self._studies[name] = open_study(storage, name, direction)
+        self._studies[name].set_user_attr("space", self._own_space)
+        return self._studies[name]
 
-    def _distributions(self, params: dict[str, Any]) -> dict[str, BaseDistribution] | None:
-        """This space's distributions if it could have drawn `params`, else None."""
-        fixed = optuna.trial.FixedTrial(params)
+    def _adopt(self) -> None:
+        """Learn from the finished trials of the run's other spaces, as far as this space could have proposed them."""
+        known = {trial.user_attrs.get("trial") for trial in self._study.get_trials()}
+        for trial in (trial for study in self._studies.values() for trial in study.get_trials()):
+            name = trial.user_attrs.get("trial")
+            if name is None or name in known or not trial.state.is_finished():
+                continue
+            if trial.user_attrs["epochs"] != self._space.epochs:
+                continue
+            if (distributions := self._distributions(trial)) is not None:
+                known.add(name)
+                self._study.add_trial(
+                    create_trial(
+                        state=trial.state,
+                        value=trial.value,
+                        params=trial.params,
+                        distributions=distributions,
+                        user_attrs=trial.user_attrs,
+                        system_attrs=trial.system_attrs,
+                    )
+                )
+
+    def _distributions(self, trial: FrozenTrial) -> dict[str, BaseDistribution] | None:
+        """This space's distributions if it could have drawn the trial, constants included; else None."""
+        fixed = optuna.trial.FixedTrial(trial.params)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna warns of a value outside its range; that is what we ask here
             try:
-                self._space.draw(fixed)  # type: ignore[arg-type]
+                drawn = self._space.draw(fixed)  # type: ignore[arg-type]
             except ValueError:
                 return None
         distributions = fixed.distributions
         contained = all(
-            distribution._contains(distribution.to_internal_repr(params[name]))
+            distribution._contains(distribution.to_internal_repr(trial.params[name]))
             for name, distribution in distributions.items()
         )
-        return distributions if contained and set(distributions) == set(params) else None
+        same = self._named(drawn) == trial.user_attrs["parameters"] and set(distributions) == set(trial.params)
+        return distributions if contained and same else None
 
     def next(self) -> Started | None:
         """The next trial to run: an interrupted one first, then a new proposal; None when there are enough."""
         while self._interrupted:
             study, trial = self._interrupted.pop(0)
-            if "trial" in trial.user_attrs:
-                return self._resumed(study, trial)
-            study.tell(trial.number, state=TrialState.FAIL)  # died before it had a configuration
-        known = len(self._folder.records())
-        return self._proposed(known) if known < self._space.trials else None
+            if (started := self._resumed(study, trial)) is not None:
+                return started
+        records = self._folder.records()
+        if len(records) >= self._space.trials:
+            return None
+        return self._proposed(1 + max((int(record.trial) for record in records), default=-1))
 
-    def _resumed(self, study: optuna.Study, trial: FrozenTrial) -> Started:
+    def _resumed(self, study: optuna.Study, trial: FrozenTrial) -> Started | None:
+        """An interrupted trial as it was handed out; None for one that a dead driver had nearly begun or ended."""
+        name = trial.user_attrs.get("trial")
+        if name is None:
+            study.tell(trial.number, state=TrialState.FAIL)  # it had no configuration yet
+            return None
         config = TrialConfig.model_validate(trial.user_attrs["config"])
-        record = self._record(trial.user_attrs["trial"], trial.user_attrs["parameters"], config)
+        record = self._record(name, trial.user_attrs["parameters"], config, trial.user_attrs["weights"])
+        started = Started(record, config, study.study_name, trial.number)
+        known = next((item for item in self._folder.records() if item.trial == name), record)
+        if known.status == FAILED:
+            self.tell_failed(started, known.reason)
+            return None
+        if config.backbone not in self._weights_of:
+            self.tell_failed(started, "abandoned: the extended space lacks its backbone")
+            return None
         self._folder.write_record(record)
-        return Started(record, config, study.study_name, trial.number)
+        return started
 
-    def _proposed(self, known: int) -> Started:
-        space, name = self._space, f"{known:04d}"
-        self._study.sampler = make_sampler(space.sampler, space.seed, known)
+    def _proposed(self, trial_id: int) -> Started:
+        space, name = self._space, f"{trial_id:04d}"
+        self._study.sampler = make_sampler(space.sampler, space.seed, trial_id)
         trial = self._study.ask()
         config, parameters = self._configured(space.draw(trial))
         trial.set_user_attr("config", config.model_dump())
         trial.set_user_attr("parameters", parameters)
         trial.set_user_attr("epochs", space.epochs)
+        trial.set_user_attr("weights", self._weights_of[config.backbone])
         trial.set_user_attr("trial", name)  # last: a trial that has it has all
-        record = self._record(name, parameters, config)
+        record = self._record(name, parameters, config, self._weights_of[config.backbone])
         self._folder.write_record(record)
         return Started(record, config, self._study.study_name, trial.number)
 
@@ -141,15 +159,19 @@ class Book:
         """The configuration of what was drawn, and the drawn parameters with a factor under its own name."""
         space = self._space
         inputs = {name: drawn[name] for name in FINITE if name in drawn} | {"seed": space.seed}
-        parameters: dict[str, Any] = dict(drawn)
         lr = float(drawn["lr"])
         if space.lr_is_factor(drawn):
-            parameters["lr_factor"] = parameters.pop("lr")
             lr *= self._suggest_lr(InputConfig.model_validate(inputs))
         config = {**drawn, **inputs, "lr": lr, "epochs": space.epochs, "metric": space.metric}
-        return TrialConfig.model_validate(config), parameters
+        return TrialConfig.model_validate(config), self._named(drawn)
 
-    def _record(self, name: str, parameters: dict[str, Any], config: TrialConfig) -> TrialRecord:
+    def _named(self, drawn: dict[str, Scalar]) -> dict[str, Any]:
+        """What was drawn, a factor of the learning rate under its own name."""
+        name = "lr_factor" if self._space.lr_is_factor(drawn) else "lr"
+        return {key: value for key, value in drawn.items() if key != "lr"} | {name: drawn["lr"]}
+
+    @staticmethod
+    def _record(name: str, parameters: dict[str, Any], config: TrialConfig, weights: str) -> TrialRecord:
         factor = parameters.get("lr_factor")
         return TrialRecord(
             trial=name,
@@ -157,13 +179,14 @@ class Book:
             parameters=parameters,
             config=config.model_dump(),
             lr_suggestion=config.lr / factor if factor else None,
-            weights=self._weights_of[config.backbone],
+            weights=weights,
         )
 
     def tell_finished(self, started: Started, result: TrialResult) -> None:
         """Learn a trial's score; the journal last, because what it knows as finished is never looked at again."""
         self._folder.write_record(started.record.model_copy(update={"status": "finished"}))
         self._studies[started.study].tell(started.number, result.score)
+        self._adopt()
 
     def tell_failed(self, started: Started, reason: str) -> None:
         """Learn that this configuration cannot be run: a violated constraint, which the sampler steers away from.
@@ -176,3 +199,4 @@ class Book:
         trial.set_user_attr("reason", reason)
         trial.set_constraint("runs", 1.0)
         study.tell(started.number, state=TrialState.PRUNED)
+        self._adopt()

@@ -92,7 +92,8 @@ class RunFolder:
 
     def records(self) -> list[TrialRecord]:
         """All trials of the run, in the order of their ids."""
-        return [TrialRecord.model_validate(read_json(path)) for path in sorted(self.trials.glob("*/trial.json"))]
+        paths = sorted(self.trials.glob("*/trial.json"), key=lambda path: int(path.parent.name))
+        return [TrialRecord.model_validate(read_json(path)) for path in paths]
 
 
 def curve_name(config: InputConfig) -> str:

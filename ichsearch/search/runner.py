@@ -13,18 +13,20 @@ from typing import Final
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import make_split, open_split
-from ichsearch.errors import ConfigError, NoTrialFinishedError
+from ichsearch.errors import ClusterError, ConfigError, NoTrialFinishedError
 from ichsearch.files import read_json
 from ichsearch.model.weights import obtain_weights
 from ichsearch.search import console
 from ichsearch.search.book import Book, Started
 from ichsearch.search.default_data import phantom_shards
 from ichsearch.search.journal import open_journal
-from ichsearch.search.resources import as_ray_options, has_free_slot, live_nodes, trial_request
+from ichsearch.search.resources import as_ray_options, has_free_slot, live_nodes, slots, trial_request
 from ichsearch.search.run_folder import RunFolder, lease
 from ichsearch.search.searcher import BookSearcher
 from ichsearch.search.space import Space
@@ -45,6 +47,10 @@ RAY_TUNE_SETTINGS: Final = {
 }
 
 
+FIXED: Final = ("name", "metric", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom")
+"""What stays as it was for the whole life of a run: what is there depends on it, or would not be comparable."""
+
+
 @dataclass(frozen=True)
 class Watchers:
     """What a run calls: lines for the console, progress of long stages, and writers of the room to the right."""
@@ -61,23 +67,26 @@ def run_search(
     """Run, or go on with, the search of `space` in `out`, until it has its trials.
 
     Raises:
-        ConfigError: the folder holds another run; or `extend` is asked for where there is none.
+        DataError: the data cannot be read or split.
+        ConfigError: the folder holds another run, or one on other data.
         AlreadyRunningError: another driver holds the folder.
+        ClusterError: the cluster went away.
         NoTrialFinishedError: every trial failed.
     """
     folder = RunFolder(out.resolve())
     _refuse_foreign(folder, space, extend=extend)
-    if data:
-        _refuse_unusable(data, space)
+    _refuse_unusable(data, space, folder)
     with lease(folder), ray_session(address) as dashboard:
-        save_space(space, folder.space)
+        if not folder.space.is_file():  # before the first long stage; an extended one is kept when it has proved usable
+            save_space(space, folder.space)
         watchers.say(console.opening(space, folder.root, dashboard))
         shards = data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)
         slices = open_slices(shards.resolve(), space.sizes()[0])
         split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
         watchers.say(console.data_summary(slices, split))
         request = trial_request(space.resources, live_nodes())
-        origins, assignment = _prepare(space, folder, shards.resolve(), int(request["CPU"]), watchers)
+        origins, assignment = _prepare(space, folder, shards.resolve(), request, watchers)
+        save_space(space, folder.space)
         curves = _lr_stage(space, assignment, request, watchers)
         _run_trials(space, assignment, curves, origins, request, watchers)
     _require_a_result(folder)
@@ -86,37 +95,47 @@ def run_search(
 
 def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
     """Stop before anything is written when the folder is another run's, or nobody's we know."""
+    if folder.root.exists() and not folder.root.is_dir():
+        raise ConfigError(f"--out must be a folder, but {folder.root} is a file; give another --out")
     if not folder.space.is_file():
         if folder.root.is_dir() and {path.name for path in folder.root.iterdir()} - {"run.lock"}:
             raise ConfigError(f"--out must be a new folder or a run, but {folder.root} holds other files")
         return
     found = differences(load_space(folder.space), space)
-    fixed = [line for line in found if line.startswith(("metric:", "split_seed:", "name:"))]
-    if fixed or (found and not extend):
+    fixed = [line for line in found if line.startswith(FIXED)]
+    if fixed or (found and not extend and folder.journal.is_file()):
         hint = "give another --out" if fixed else "add --extend to go on with the change, or give another --out"
         raise ConfigError("\n  ".join([f"{folder.root} holds another run; {hint}:", *found]))
 
 
-def _refuse_unusable(data: Path, space: Space) -> None:
-    """Stop before anything is written when the data cannot be read or split."""
-    slices = open_slices(data.resolve(), space.sizes()[0])
-    make_split(slices.table, slices.fingerprint, space.split_seed)
+def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None:
+    """Stop before anything is written when the data cannot be read or split, or are not the run's."""
+    known = folder.split.is_file()
+    if data is None:
+        if known and not folder.phantom.is_dir():
+            raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")
+        return
+    slices = open_slices(data.resolve(), max(space.sizes()))
+    if known:
+        open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
+    else:
+        make_split(slices.table, slices.fingerprint, space.split_seed)
 
 
 def _prepare(
-    space: Space, folder: RunFolder, shards: Path, threads: int, watchers: Watchers
+    space: Space, folder: RunFolder, shards: Path, request: dict[str, float], watchers: Watchers
 ) -> tuple[dict[str, str], Assignment]:
-    """Fetch the start weights, and decode the slices on every node."""
+    """Fetch the start weights, and decode the slices on every node that can run a trial."""
     source = Path(space.weights_folder) if space.weights_folder else None
     weights = {name: obtain_weights(name, space.pretrained, folder.weights, source) for name in space.backbones()}
     origins = {name: start.origin for name, start in weights.items()}
     watchers.say(console.weights_summary(origins))
     for node in ray.nodes():
-        if node["Alive"]:
+        if node["Alive"] and slots(node["Resources"], request):
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             list(fan_out(warm_cache, space.sizes(), shards, scheduling_strategy=here))
     paths = {name: start.path for name, start in weights.items()}
-    return origins, Assignment(shards, folder, paths, threads, space.lr_finder.steps)
+    return origins, Assignment(shards, folder, paths, int(request["CPU"]), space.lr_finder.steps)
 
 
 def _lr_stage(
@@ -139,7 +158,7 @@ def _lr_stage(
 
 def _known_curve(path: Path, config: InputConfig) -> LrCurve | None:
     curve = LrCurve.model_validate(read_json(path)) if path.is_file() else None
-    return curve if curve and curve.config == config else None
+    return curve if curve and curve.config == config and not curve.failure else None
 
 
 def _run_trials(
@@ -164,7 +183,10 @@ def _run_trials(
     searcher = BookSearcher(book, folder, partial(has_free_slot, request), on_start, on_end)
     os.environ.update(RAY_TUNE_SETTINGS)
     with tempfile.TemporaryDirectory(prefix="ichsearch-tune-") as scratch:
-        _tuner(space, assignment, searcher, request, scratch).fit()
+        try:
+            _tuner(space, assignment, searcher, request, scratch).fit()
+        except (RayError, TuneError, ConnectionError) as error:
+            raise ClusterError(f"the cluster was lost ({type(error).__name__}); run the same command again") from error
 
 
 def _tuner(

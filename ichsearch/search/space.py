@@ -19,6 +19,8 @@ from ichsearch.train.metrics import Metric
 
 SEARCHED: Final = ("backbone", "batch_size", "size", "channels", "augment", "min_brain", "weight_decay", "lr")
 REQUIRED: Final = ("backbone", "batch_size", "size", "lr")
+FACTORS: Final = (0.01, 99.0)
+"""With the LR finder's plausible suggestions, 1e-5 to 1, these stay within what a trial takes."""
 FINITE: Final = ("backbone", "batch_size", "size", "channels")
 """Parameters that the LR finder runs for each value of: they cannot be ranges."""
 
@@ -152,6 +154,8 @@ def _check_domain(name: str, domain: Any) -> None:
     if isinstance(domain, Factor):
         if name != "lr":
             raise _rule(where, f"factor is for lr, round the LR finder's suggestion, but stands at {name}; use float")
+        if not FACTORS[0] <= domain.factor[0] < domain.factor[1] <= FACTORS[1]:
+            raise _rule(where, f"a factor must lie within {list(FACTORS)}, but got {list(domain.factor)}")
         return
     if name in FINITE and not isinstance(domain, (Choice, Constant)):
         raise _rule(where, f"{name} must be a constant or a choice, because the LR finder runs once per value of it")

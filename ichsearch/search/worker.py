@@ -13,6 +13,7 @@ from ray import tune
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
+from ichsearch.errors import IchsearchError
 from ichsearch.files import read_json, write_json, write_text
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
@@ -46,8 +47,10 @@ def find_curve(config: InputConfig, assignment: Assignment) -> LrCurve:
     weights = assignment.weights[config.backbone]
     try:
         curve = find_lr(config, slices, split, weights=weights, steps=assignment.lr_steps)
+    except (OSError, IchsearchError):
+        raise
     except Exception as error:  # noqa: BLE001 - whatever a backbone raises, see above
-        _keep_error(assignment.folder.lr_finder, error)
+        _keep_error(assignment.folder.curve(config).with_suffix(".error.txt"), error)
         curve = LrCurve(
             config=config, lrs=[], losses=[], suggestions={}, lr=FALLBACK_LR, guarded=True, failure=type(error).__name__
         )
@@ -69,10 +72,10 @@ def trainable(assignment: Assignment) -> Callable[[dict[str, Any]], None]:
             result = run_trial(config, slices, split, folder, weights=weights, on_epoch=_report_epoch)
             tune.report({"score": result.score, "reason": ""})
         except TrialFailedError as error:
-            _keep_error(folder, error)
+            _keep_error(folder / "error.txt", error)
             tune.report({"reason": error.reason})
         except Exception as error:
-            _keep_error(folder, error)
+            _keep_error(folder / "error.txt", error)
             raise
 
     return train
@@ -82,8 +85,9 @@ def _report_epoch(record: dict[str, Any]) -> None:
     tune.report({"epoch": record["epoch"], "seconds": record["seconds"]})
 
 
-def _keep_error(folder: Path, error: Exception) -> None:
-    """`error.txt`: what went wrong and where in the code, without any path of the machine."""
+def _keep_error(path: Path, error: Exception) -> None:
+    """What went wrong and where in the code, without any path of the machine."""
     frames = traceback.extract_tb(error.__traceback__)
     where = "\n".join(f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames)
-    write_text(folder / "error.txt", f"{type(error).__name__}: {error}\n{where}\n")
+    what = error.strerror if isinstance(error, OSError) else error
+    write_text(path, f"{type(error).__name__}: {what}\n{where}\n")

@@ -123,8 +123,8 @@ def _build_named(job: ShardJob, out: Path, settings: Settings, key: Key) -> tupl
 
 
 def _remove_others(out: Path, names: set[str]) -> None:
-    """Shards of an earlier state of the cohort are not this cohort's."""
-    for path in [*out.glob("shard-*.parquet"), *out.glob(f"{LEDGER}/shard-*.json")]:
+    """Remove shards of an earlier state of the cohort, and what killed writers left half-written."""
+    for path in [*out.glob("shard-*.parquet"), *out.glob(f"{LEDGER}/shard-*.json"), *out.rglob(".*.aside")]:
         if path.stem not in names:
             path.unlink()
 

@@ -5,7 +5,7 @@ files. Weights and optimizer state are safetensors, records JSON: nothing is unp
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from ichsearch.files import read_json, sha256_of, sync, write_json
 
 RECORDS: Final = "records.json"
 DIGESTS: Final = "sha256.json"
-FILES: Final = ("model.safetensors", "optimizer.safetensors", "best.safetensors", RECORDS)
+FILES: Final = ("model.safetensors", "optimizer.safetensors", "best.safetensors", "predictions.safetensors", RECORDS)
 KEPT: Final = 2
 """Newest and the one before, should the newest prove damaged."""
 
@@ -31,6 +31,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     best_weights: dict[str, Tensor]
     records: dict[str, Any]
+    best_probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def save_checkpoint(folder: Path, epoch: int, state: TrainState) -> None:
@@ -41,7 +42,12 @@ def save_checkpoint(folder: Path, epoch: int, state: TrainState) -> None:
     for leftover in (aside, final):  # of a run killed in between, or proved damaged
         shutil.rmtree(leftover, ignore_errors=True)
     aside.mkdir()
-    tensors = {"model": state.model.state_dict(), "optimizer": _flat(state.optimizer), "best": state.best_weights}
+    tensors = {
+        "model": state.model.state_dict(),
+        "optimizer": _flat(state.optimizer),
+        "best": state.best_weights,
+        "predictions": {"best": state.best_probabilities},
+    }
     for name, values in tensors.items():
         save_weights(aside / f"{name}.safetensors", values)
     write_json(aside / RECORDS, state.records)
@@ -63,6 +69,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> bool:
             state.model.load_state_dict(load_file(path / "model.safetensors"))
             _restore(state.optimizer, load_file(path / "optimizer.safetensors"))
             state.best_weights = load_file(path / "best.safetensors")
+            state.best_probabilities = load_file(path / "predictions.safetensors")["best"]
             state.records = read_json(path / RECORDS)
             return True
     return False

@@ -89,6 +89,8 @@ def run_trial(
 def _start_folder(folder: Path, config: TrialConfig) -> None:
     """Keep the configuration; what a trial of another one left is not gone on from."""
     path, content = folder / "config.json", config.model_dump()
+    for leftover in folder.glob(".*.aside"):  # of a killed worker
+        leftover.unlink()
     if path.is_file() and read_json(path) != content:
         shutil.rmtree(folder / "checkpoint", ignore_errors=True)
         (folder / "metrics.json").unlink(missing_ok=True)
@@ -184,9 +186,10 @@ class _Trainer:
         if better(self._config.metric, value, best and best["score"]):
             self._state.records["best"] = {"score": value, "epoch": epoch + 1, "metrics": scores}
             self._state.best_weights = _copied(self._state.model)
-            self._write_predictions(probabilities)
+            self._state.best_probabilities = torch.from_numpy(probabilities)
 
-    def _write_predictions(self, probabilities: FloatArray) -> None:
+    def _write_predictions(self) -> None:
+        probabilities = self._state.best_probabilities.numpy()
         table = self._slices.table.iloc[self._validation]
         frame = pd.DataFrame({"slice": table["slice"].to_numpy(), "patient": table["patient"].to_numpy()})
         for column, label in enumerate(LABELS):
@@ -207,6 +210,7 @@ class _Trainer:
             images_per_s=images / trained_s,
             parameters_m=parameters_m(self._state.model),
         )
+        self._write_predictions()
         with written_aside(self._folder / "weights.safetensors") as aside:
             save_weights(aside, self._state.best_weights)
         write_json(self._folder / "metrics.json", {"epochs": self._history, "result": result.__dict__})
