@@ -178,7 +178,7 @@ class Book:
             status="running",
             parameters=parameters,
             config=config.model_dump(),
-            lr_suggestion=config.lr / factor if factor else None,
+            lr_suggestion=float(f"{config.lr / factor:.9g}") if factor else None,
             weights=weights,
         )
 
