@@ -263,7 +263,7 @@ def test_the_summary_sets_the_best_trial_beside_the_position(
     folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ICHSEARCH_CACHE", str(tmp_path / "cache"))
-    rows = make_rows(patients=30, slices=6, size=32, unlabelled_patients=2)
+    rows = make_rows(patients=45, slices=6, size=32, unlabelled_patients=2)
     write_shards(tmp_path / "shards", rows, 32)
     slices = open_slices(tmp_path / "shards", 32)
     split = split_of(slices)

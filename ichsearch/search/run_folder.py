@@ -92,7 +92,7 @@ class RunFolder:
 
     def records(self) -> list[TrialRecord]:
         """All trials of the run, in the order of their ids."""
-        paths = sorted(self.trials.glob("*/trial.json"), key=lambda path: int(path.parent.name))
+        paths = sorted(self.trials.glob("*/trial.json"), key=lambda path: (len(path.parent.name), path.parent.name))
         return [TrialRecord.model_validate(read_json(path)) for path in paths]
 
 
