@@ -50,13 +50,12 @@ def main() -> None:
 
 
 def _os_error(error: OSError) -> NoReturn:
-    where = error.filename or "the disk"
+    where = error.filename or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _fail(
-            f"the disk must take what is written, but {where}: {error.strerror}{_free_bytes(error.filename)}; "
-            "make room and run the same command again",
-            StorageError.exit_code,
+        message = (
+            f"the disk is full (writing {where}{_free_bytes(error.filename)}); make room and run the command again"
         )
+        _fail(message, StorageError.exit_code)
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
         _fail(f"{where} must be readable and writable, but: {error.strerror}; check it", StorageError.exit_code)
     _internal_error(error)
@@ -144,7 +143,9 @@ def preprocess(
             on_progress=show,
         )
     _print_counts(manifest)
-    say(f"shards in {shards}; next: ichsearch run --space quickstart.yaml --data {shlex.quote(str(shards))}")
+    there = shlex.quote(str(shards))
+    command = f"ichsearch run --space quickstart.yaml --data {there} --out runs/{shards.resolve().name}"
+    say(f"shards in {shards}; next: {command}")
 
 
 def _print_counts(manifest: "Manifest") -> None:

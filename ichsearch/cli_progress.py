@@ -1,6 +1,6 @@
-"""Progress bars of long stages on a terminal; nothing where the output goes to a file.
+"""Progress of long stages: a bar each on a terminal, a line each where the output goes to a file.
 
-In: (stage, done, total). Out: a bar a stage.
+In: (stage, done, total). Out: bars or lines.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +20,8 @@ def progress(console: Console) -> Iterator[Callable[[str, int, int], None]]:
         def show(stage: str, done: int, total: int) -> None:
             if stage not in bars:
                 bars[stage] = shown.add_task(stage, total=total)
+                if not console.is_terminal:
+                    console.print(f"{stage}: {total}")
             shown.update(bars[stage], completed=done, total=total, visible=done < total)
 
         yield show

@@ -20,7 +20,13 @@ def draw_curve(curve: LrCurve, path: Path) -> None:
     axes.plot(curve.lrs, curve.losses, color="0.25", linewidth=1.8)
     for (name, lr), marker in zip(curve.suggestions.items(), "osD", strict=False):
         nearest = min(range(len(curve.lrs)), key=lambda index: abs(curve.lrs[index] - lr))
-        axes.plot(lr, curve.losses[nearest], marker, markersize=8, label=f"{name} {lr:.2g}")
+        axes.plot(
+            lr,
+            curve.losses[nearest],
+            marker,
+            markersize=8,
+            label=f"{'minimum/10' if name == 'minimum' else name} {lr:.2g}",
+        )
     axes.axvline(curve.lr, color="tab:red", linestyle="--", label=f"suggestion {curve.lr:.2g}")
     config = curve.config
     axes.set(

@@ -66,7 +66,9 @@ def summarise(folder: RunFolder, shards: Path) -> Summary:
         slices=len(predictions),
         patients=predictions["patient"].nunique(),
     )
-    write_json(folder.root / "summary.json", summary._asdict() | {"difference": summary.difference._asdict()})
+    reliable = summary.patients >= MIN_PATIENTS
+    content = summary._asdict() | {"difference": summary.difference._asdict(), "interval_is_reliable": reliable}
+    write_json(folder.root / "summary.json", content)
     return summary
 
 
@@ -78,8 +80,9 @@ def _position_probabilities(slices: SliceSet, parts: Parts) -> FloatArray:
 def summary_text(summary: Summary) -> str:
     """What a person should take from the run, and what not."""
     low, high = summary.difference.low, summary.difference.high
+    interval = f" (95 % {low:+.3f} to {high:+.3f}, patient bootstrap)"
     if summary.patients < MIN_PATIENTS:
-        verdict = f"shows nothing yet: an interval needs at least {MIN_PATIENTS} validation patients"
+        interval, verdict = "", f"shows nothing yet: an interval needs at least {MIN_PATIENTS} validation patients"
     elif low > 0:
         verdict = "beats a rule that sees no image"
     else:
@@ -87,7 +90,7 @@ def summary_text(summary: Summary) -> str:
     return (
         f"best trial {summary.trial} ({summary.backbone}): AUROC for any haemorrhage {summary.auroc_any:.3f} on "
         f"{summary.slices} validation slices of {summary.patients} patients\n"
-        f"slice position alone: {summary.position_auroc_any:.3f} · difference {summary.difference.value:+.3f} "
-        f"(95 % {low:+.3f} to {high:+.3f}, patient bootstrap): it {verdict}\n"
+        f"slice position alone: {summary.position_auroc_any:.3f} · "
+        f"difference {summary.difference.value:+.3f}{interval}: it {verdict}\n"
         "chosen on these patients, so its score is optimistic; the test fold is untouched · not for clinical use"
     )

@@ -20,7 +20,16 @@ from ichsearch.train.trial import TrialResult, read_result
 def opening(space: Space, folder: Path, dashboard: str) -> str:
     """Which run this is, and where to watch it."""
     where = f" · Ray dashboard {dashboard} (token in ~/.ray/auth_token)" if dashboard else ""
-    return f"run {space.name} in {folder}: {space.trials} trials of {space.epochs} epochs{where}"
+    return f"run {space.name} in {folder}: {_count(space.trials, 'trial')} of {_count(space.epochs, 'epoch')}{where}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def going_on(done: int, space: Space) -> str:
+    """What an earlier start of this run left."""
+    return f"going on: {done} of {_count(space.trials, 'trial')} done"
 
 
 def data_summary(slices: SliceSet, split: Split) -> str:
@@ -55,7 +64,9 @@ def weights_summary(origins: dict[str, str]) -> str:
                 f"no pretrained weights {origin.removeprefix('scratch ')}: {', '.join(names)} train from scratch"
             )
         else:
-            lines.append(f"weights {origin}: {', '.join(names)}")
+            lines.append(
+                f"{', '.join(names)}: " + ("train from scratch" if origin == "scratch" else f"{origin} weights")
+            )
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ In: a space, data, a run folder, and what to call when something happens. Out: t
 """
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import make_split, open_split
-from ichsearch.errors import ClusterError, ConfigError, NoTrialFinishedError
+from ichsearch.errors import ClusterError, ConfigError, NoTrialFinishedError, StorageError
 from ichsearch.files import read_json
 from ichsearch.model.weights import obtain_weights
 from ichsearch.search import console
@@ -172,6 +173,8 @@ def _run_trials(
     folder = assignment.folder
     book = Book(space, folder, open_journal(folder.journal), lambda config: curves[config].lr, origins)
     watchers.write_leaderboard(folder)
+    if done := sum(record.status != "running" for record in folder.records()):
+        watchers.say(console.going_on(done, space))
 
     def on_start(started: Started) -> None:
         watchers.say(console.started_line(started))
@@ -187,6 +190,11 @@ def _run_trials(
             _tuner(space, assignment, searcher, request, scratch).fit()
         except (RayError, TuneError, ConnectionError) as error:
             raise ClusterError(f"the cluster was lost ({type(error).__name__}); run the same command again") from error
+    if searcher.disk_full:
+        free = shutil.disk_usage(folder.root).free
+        raise StorageError(
+            f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
+        )
 
 
 def _tuner(

@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 
 from ichsearch.search.book import Book, Started
 from ichsearch.search.run_folder import RunFolder
+from ichsearch.search.worker import NO_ROOM
 from ichsearch.train.trial import TrialResult, read_result
 
 OnStart = Callable[[Started], None]
@@ -17,7 +18,10 @@ OnEnd = Callable[[Started, TrialResult | None, str], None]
 
 
 class BookSearcher(Searcher):
-    """Hands out the book's trials; keeps no state that the journal does not have."""
+    """Hands out the book's trials; keeps no state that the journal does not have.
+
+    Once `disk_full` it hands out no more, and the trial that found out is not told: it goes on when there is room.
+    """
 
     def __init__(
         self, book: Book, folder: RunFolder, free_slots: Callable[[int], bool], on_start: OnStart, on_end: OnEnd
@@ -26,12 +30,13 @@ class BookSearcher(Searcher):
         self._book, self._folder, self._free_slots = book, folder, free_slots
         self._on_start, self._on_end = on_start, on_end
         self._running: dict[str, Started] = {}
+        self.disk_full = False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """A trial for a free slot; None when there is none, so that nothing is proposed before it can start."""
         if not self._free_slots(len(self._running)):
             return None
-        started = self._book.next()
+        started = None if self.disk_full else self._book.next()
         if started is None:
             return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
         self._running[trial_id] = started
@@ -50,6 +55,9 @@ class BookSearcher(Searcher):
             self._on_end(started, finished, "")
             return
         reason = "crashed" if error or not result else str(result.get("reason") or "crashed")
+        if reason == NO_ROOM:
+            self.disk_full = True
+            return
         self._book.tell_failed(started, reason)
         self._on_end(started, None, reason)
 

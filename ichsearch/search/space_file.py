@@ -81,7 +81,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
         problem = str(error.problem) if isinstance(error, MarkedYAMLError) else str(error).partition("\n")[0]
         raise ConfigError(f"{path}{line}: a space file must be YAML 1.2, but {problem}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a space file maps names to values, but this holds {type(content).__name__}")
+        what = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise ConfigError(f"{path}: a space file maps names to values, but this one {what}")
     return content, dict(_lines(root, ()))
 
 

@@ -3,10 +3,11 @@
 In: paths and configurations. Out: files in the run folder.
 """
 
+import errno
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from ray import tune
@@ -19,6 +20,10 @@ from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
 from ichsearch.train.lr_finder import FALLBACK_LR, LrCurve, find_lr
 from ichsearch.train.trial import run_trial
+
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM: Final = "disk full"
+"""The reason of a trial that says nothing about its configuration: it is run again when there is room."""
 
 
 class Assignment(NamedTuple):
@@ -75,6 +80,9 @@ def trainable(assignment: Assignment) -> Callable[[dict[str, Any]], None]:
             _keep_error(folder / "error.txt", error)
             tune.report({"reason": error.reason})
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                tune.report({"reason": NO_ROOM})
+                return
             _keep_error(folder / "error.txt", error)
             raise
 

@@ -44,7 +44,7 @@ def load_key(home: Path) -> Key:
         ConfigError: the key file does not hold a key.
     """
     path = home / "patient.key"
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

@@ -116,7 +116,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def claim_folder(folder: Path, settings: Settings) -> None:
-    """Mark `folder` as the output of these settings before anything else is written to it.
+    """Mark `folder` as the output of these settings before anything else is written to it; errors of `check_folder`."""
+    check_folder(folder, settings)
+    write_json(folder / SETTINGS, settings.model_dump())
+
+
+def check_folder(folder: Path, settings: Settings) -> None:
+    """Refuse an output folder that is not new, and not of these settings.
 
     Raises:
         ConfigError: it holds other files, or shards of other settings; the difference is named.
@@ -133,5 +139,3 @@ def claim_folder(folder: Path, settings: Settings) -> None:
             raise ConfigError(f"{folder} holds shards made differently ({'; '.join(parts)}); give another --out")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out must be a new folder or one of ichsearch's, but {folder} holds other files")
-    else:
-        write_json(path, settings.model_dump())

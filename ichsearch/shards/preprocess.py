@@ -20,6 +20,7 @@ from ichsearch.shards.manifest import (
     Manifest,
     Settings,
     ShardEntry,
+    check_folder,
     claim_folder,
     make_manifest,
     write_manifest,
@@ -49,10 +50,11 @@ def preprocess(
         DataError: the folder, the labels or every single file is unusable.
         ConfigError: `out` holds something else.
     """
-    paths = find_files(dicom, ignore=labels)
+    paths = find_files(dicom.resolve(), ignore=labels)
     labels_of = read_labels(labels) if labels else {}
     key = load_key(home_folder())
     settings = Settings(size=size, crop=crop, key_id=key.id, source_id=key.hash("folder", str(dicom.resolve())))
+    check_folder(out, settings)
     with ray_session(address):
         headed, unheaded = _read_headers(paths, on_progress)
         sources, duplicates, conflicting = drop_duplicates(headed)

@@ -4,12 +4,15 @@ In: the model, the optimizer and the trial's records. Out: `checkpoint/epoch-NNN
 files. Weights and optimizer state are safetensors, records JSON: nothing is unpickled.
 """
 
+import errno
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -76,8 +79,13 @@ def load_checkpoint(folder: Path, state: TrainState) -> bool:
 
 
 def save_weights(path: Path, values: dict[str, Tensor]) -> None:
-    """Write tensors as safetensors and flush them to the disk."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
+    """Write tensors as safetensors and flush them to the disk; a full disk is an `OSError` as everywhere."""
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
+    except SafetensorError as error:
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     sync(path)
 
 
