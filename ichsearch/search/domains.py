@@ -148,12 +148,12 @@ class Case(_Domain):
 
     def holds(self, drawn: Mapping[str, Scalar]) -> bool:
         """Whether all parameters of the condition have one of their values."""
-        return all(drawn[name] in _as_list(values) for name, values in self.condition.items())
+        return all(drawn[name] in as_list(values) for name, values in self.condition.items())
 
     @property
     def label(self) -> str:
         """Tells this case's parameter from the plain one: `backbone=densenet121`."""
-        parts = (f"{name}={'|'.join(map(str, _as_list(values)))}" for name, values in self.condition.items())
+        parts = (f"{name}={'|'.join(map(str, as_list(values)))}" for name, values in self.condition.items())
         return ",".join(parts)
 
 
@@ -201,5 +201,6 @@ class Parameter(_Domain):
         return next((case.domain for case in self.when if case.holds(drawn)), self.domain)
 
 
-def _as_list(values: Any) -> list[Any]:
+def as_list(values: Any) -> list[Any]:
+    """One value or several, as several."""
     return values if isinstance(values, list) else [values]

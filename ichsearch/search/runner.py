@@ -3,6 +3,7 @@
 In: a space, data, a run folder, and what to call when something happens. Out: the run folder, filled.
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -185,6 +186,8 @@ def _run_trials(
 
     searcher = BookSearcher(book, folder, partial(has_free_slot, request), on_start, on_end)
     os.environ.update(RAY_TUNE_SETTINGS)
+    # Ray prints the traceback of every failed trial; ours stands in the trial's error.txt, its reason on the console.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="ichsearch-tune-") as scratch:
         try:
             _tuner(space, assignment, searcher, request, scratch).fit()

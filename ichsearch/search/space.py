@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from ichsearch.errors import ConfigError
 from ichsearch.model.backbones import check_backbone
 from ichsearch.model.weights import Policy
-from ichsearch.search.domains import Choice, Constant, Factor, Parameter, Scalar
+from ichsearch.search.domains import Choice, Constant, Factor, Parameter, Scalar, as_list
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.metrics import Metric
 
@@ -99,7 +99,7 @@ class Space(_Section):
                 if other not in self.parameters or self.parameters[other].when or other == name:
                     raise _rule(where, f"a condition must be on a parameter without `when`, but {other} is none")
                 possible = self.parameters[other].domain.extremes()
-                strange = [value for value in _as_list(values) if value not in possible]
+                strange = [value for value in as_list(values) if value not in possible]
                 if isinstance(self.parameters[other].domain, (Choice, Constant)) and strange:
                     raise _rule(
                         where, f"a condition must be on a value of {other} ({possible}), but {strange[0]!r} is none"
@@ -182,7 +182,3 @@ def _field(name: str) -> TypeAdapter[Any]:
     info = TrialConfig.model_fields[name]
     annotation: Any = info.annotation
     return TypeAdapter(Annotated[annotation, info])
-
-
-def _as_list(values: Any) -> list[Any]:
-    return values if isinstance(values, list) else [values]
