@@ -1,24 +1,38 @@
 """The command line as a user meets it: every wrong input gets one clear message and its exit code, and no traceback."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from spaces import SMALL, write_space
 
+from ichsearch.cli import main
 from ichsearch.phantom import write_cohort
 from ichsearch.shards.preprocess import preprocess
 
 ICHSEARCH = str(Path(sys.executable).parent / "ichsearch")
 
 
-def ichsearch(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ICHSEARCH, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def ichsearch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which has the libraries and a Ray session already."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["ichsearch", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
