@@ -1,10 +1,13 @@
-"""What a trial takes of a node, and how many fit."""
+"""What a trial takes of a node, how many fit, and a token that nobody else can read."""
+
+from pathlib import Path
 
 import pytest
 
 from ichsearch.errors import ConfigError
 from ichsearch.search.resources import trial_request
 from ichsearch.search.space import Resources
+from ichsearch.shards import ray_session
 
 LAPTOP = {"CPU": 2.0}
 SERVER = {"CPU": 64.0}
@@ -28,3 +31,12 @@ def test_what_no_node_has_is_refused() -> None:
 
 def test_a_share_of_a_gpu_takes_its_share_of_the_cores() -> None:
     assert trial_request(Resources(gpus_per_trial=0.5), [GPU_BOX]) == {"CPU": 4.0, "GPU": 0.5}
+
+
+def test_the_clusters_token_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "auth_token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    ray_session._protect_token()
+    assert token.stat().st_mode & 0o777 == 0o600

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import ray
@@ -43,10 +44,18 @@ def ray_session(address: str | None = None) -> Iterator[str]:
         raise ClusterError(
             f"a Ray cluster must answer at {where!r}, but none does ({error}); check --address"
         ) from error
+    _protect_token()
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+def _protect_token() -> None:
+    """Make the token that `ray.init` wrote, world-readable, its owner's alone: it opens the cluster to whoever has it."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if path.is_file() and path.stat().st_uid == os.getuid():
+        path.chmod(0o600)
 
 
 def fan_out(function: Callable[..., Result], jobs: Iterable[Job], *common: Any, **options: Any) -> Iterator[Result]:
