@@ -52,7 +52,7 @@ def ray_session(address: str | None = None) -> Iterator[str]:
 
 
 def _protect_token() -> None:
-    """Make the token that `ray.init` wrote, world-readable, its owner's alone: it opens the cluster to whoever has it."""
+    """Make the token that `ray.init` writes world-readable its owner's alone: it opens the cluster."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if path.is_file() and path.stat().st_uid == os.getuid():
         path.chmod(0o600)
