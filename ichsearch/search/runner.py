@@ -144,8 +144,6 @@ def _lr_stage(
     space: Space, assignment: Assignment, request: dict[str, float], watchers: Watchers
 ) -> dict[InputConfig, LrCurve]:
     """The LR finder's curve of every configuration that needs one; those of an earlier start are kept."""
-    if not space.lr_may_be_factor():
-        return {}
     configs = space.input_configs()
     curves = {config: curve for config in configs if (curve := _known_curve(assignment.folder.curve(config), config))}
     missing = [config for config in configs if config not in curves]

@@ -117,7 +117,9 @@ class Space(_Section):
         return isinstance(self.parameters["lr"].domain_for(drawn), Factor)
 
     def input_configs(self) -> list[InputConfig]:
-        """Every (backbone, batch size, input) that the space can propose and whose LR is a factor, once each."""
+        """Every (backbone, batch size, input) that the space can propose, once each; none if no LR is a factor."""
+        if not self.lr_may_be_factor():
+            return []
         free = [name for name in FINITE if name in self.parameters and not self.parameters[name].when]
         tied = [name for name in FINITE if name in self.parameters and self.parameters[name].when]
         configs: dict[InputConfig, None] = {}
@@ -125,8 +127,7 @@ class Space(_Section):
             drawn = dict(zip(free, values, strict=True))
             for more in product(*(self._possible(name, drawn) for name in tied)):
                 full = drawn | dict(zip(tied, more, strict=True))
-                if self.lr_may_be_factor():
-                    configs[InputConfig.model_validate({**full, "seed": self.seed})] = None
+                configs[InputConfig.model_validate({**full, "seed": self.seed})] = None
         return list(configs)
 
     def _possible(self, name: str, drawn: dict[str, Scalar]) -> list[Scalar]:
