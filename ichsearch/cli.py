@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ichsearch import __version__
-from ichsearch.errors import ConfigError, IchsearchError, StorageError
+from ichsearch.errors import ConfigError, DataError, IchsearchError, StorageError
 
 if TYPE_CHECKING:
     from ichsearch.shards.manifest import Manifest
@@ -119,11 +119,12 @@ def phantom(
 
 @app.command()
 def preprocess(
-    dicom: Annotated[Path, typer.Argument(metavar="DICOM_DIR", help="Folder of DICOM files, searched below too.")],
-    shards: Annotated[Path, typer.Option("--out", help="Folder of shards, new or to be gone on with.")],
-    labels: Annotated[Path | None, typer.Option(help="Labels as RSNA 2019 ships them: ID,Label.")] = None,
+    dicom: Annotated[str, typer.Argument(metavar="DICOM_DIR", help="Folder or URI of DICOM files, searched below.")],
+    shards: Annotated[str, typer.Option("--out", help="Folder of shards or URI, new or to be gone on with.")],
+    labels: Annotated[Path | None, typer.Option(help="Labels: RSNA 2019's, a column a label, or CQ500's.")] = None,
     size: Annotated[int, typer.Option(min=16, max=1024, help="Pixels of a stored slice's side.")] = 256,
     crop: Annotated[str, typer.Option(help="One crop box per `series`, or per `slice` as in the paper.")] = "series",
+    strict: Annotated[bool, typer.Option(help="End with exit code 3 if any file was quarantined.")] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
 ) -> None:
     """Turn a folder of DICOM files into Parquet shards of slices in Hounsfield units."""
@@ -143,9 +144,27 @@ def preprocess(
             on_progress=show,
         )
     _print_counts(manifest)
-    there = shlex.quote(str(shards))
-    command = f"ichsearch run --space quickstart.yaml --data {there} --out runs/{shards.resolve().name}"
-    say(f"shards in {shards}; next: {command}")
+    there = shlex.quote(shards)
+    say(f"shards in {shards}; look at them: ichsearch inspect {there}")
+    name = shlex.quote(Path(shards).absolute().name)
+    say(f"then: ichsearch run --space quickstart.yaml --data {there} --out runs/{name}")
+    if strict and manifest.counts.quarantined:
+        raise DataError(
+            f"--strict: no file may be quarantined, but {manifest.counts.quarantined} are; the others have "
+            "their shards. Mend or remove those files, or leave --strict out"
+        )
+
+
+@app.command()
+def inspect(
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards.")],
+    folder: Annotated[Path | None, typer.Option("--out", help="Where the page goes; default SHARDS/inspect.")] = None,
+) -> None:
+    """Draw what a folder of shards holds: one HTML page for any browser, offline, and its pictures as PNG."""
+    from ichsearch.report.inspect import write_inspection
+
+    page = write_inspection(shards, folder or shards / "inspect")
+    say(f"{page}: open it in a browser")
 
 
 def _print_counts(manifest: "Manifest") -> None:
@@ -167,6 +186,8 @@ def _print_counts(manifest: "Manifest") -> None:
         f"{counts.patients} patients, {counts.studies} studies, {counts.series} series; "
         f"{counts.labelled} slices labelled, {counts.ok - counts.labelled} not; positive: {positives}"
     )
+    if manifest.label_level not in (None, "slice"):
+        say(f"labels are given per {manifest.label_level}: every slice of a positive one counts as positive")
     if counts.labels_without_file:
         say(f"labels without a file: {counts.labels_without_file}")
     if counts.patients_unknown:

@@ -48,17 +48,27 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def to_json(value: Any) -> bytes:
+    """`value` as indented JSON; NaN is refused because JSON has none."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def from_json(content: bytes, name: str) -> Any:
+    """The value that JSON bytes hold; damaged ones raise `DataError` naming the file they came from."""
+    try:
+        return json.loads(content.decode())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{name} must be JSON, but it is damaged ({error}); make the folder anew") from error
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, all or nothing; NaN is refused because JSON has none."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Write `value` as indented JSON, all or nothing."""
+    write_bytes(path, to_json(value))
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file; a damaged file raises `DataError` naming it."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path.name} must be JSON, but it is damaged ({error}); make the folder anew") from error
+    return from_json(path.read_bytes(), path.name)
 
 
 def sha256_of(path: Path) -> str:

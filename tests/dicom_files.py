@@ -15,6 +15,9 @@ from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless
 
+# Identifiers here are no valid UIDs, as in RSNA 2019: pydicom would warn of each.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
 AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 TILTED: Final = (1.0, 0.0, 0.0, 0.0, 0.948, -0.317)
 

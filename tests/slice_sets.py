@@ -17,10 +17,17 @@ from ichsearch.data.split import Split, make_split
 from ichsearch.files import sha256_of
 from ichsearch.labels import ANY, LABELS, SUBTYPES
 from ichsearch.shards.manifest import Counts, Manifest, Settings, ShardEntry, make_manifest, write_manifest
-from ichsearch.shards.schema import ShardWriter, shard_schema
+from ichsearch.shards.schema import IMAGES, ShardWriter, shard_schema
+from ichsearch.storage import open_folder
 
 AIR_HU, BRAIN_HU, BLOOD_HU, NOISE_HU = -1000, 32, 75, 4
 LITTLE_BRAIN, MUCH_BRAIN = 0.01, 0.4
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+OPTIONAL = (
+    "padding_value", "window_level_hu", "window_width_hu", "slice_thickness_mm", "gantry_tilt_degrees",
+    "reconstruction_diameter_mm", "tube_voltage_kv", "tube_current_ma", "exposure_mas",
+)  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -64,11 +71,39 @@ def _row(patient: str, index: int, hu: npt.NDArray[np.int16]) -> Row:
         "crop_top": 0,
         "crop_left": 0,
         "crop_side": size,
-        "bits_stored": 12,
-        "signed": False,
-        "fixed_wrap": False,
         "stored_sha256": f"image-of-{patient}-{index:02d}",
         "hu": hu.astype("<i2").tobytes(),
+        **header_columns(size),
+    }
+
+
+def header_columns(size: int) -> Row:
+    """What a row says of its file's header and stored values: an untilted scan, written as RSNA's 12-bit half."""
+    axial = dict(zip([f"image_{edge}_{axis}" for edge in ("row", "column") for axis in "xyz"], AXIAL, strict=True))
+    return {
+        "transfer_syntax": "ExplicitVRLittleEndian",
+        "rows": size,
+        "columns": size,
+        "bits_allocated": 16,
+        "bits_stored": 12,
+        "signed": False,
+        "inverted": False,
+        "rescale_slope": 1.0,
+        "rescale_intercept": -1024.0,
+        "pixel_spacing_row_mm": 0.5,
+        "pixel_spacing_column_mm": 0.5,
+        "tilt_degrees": 0.0,
+        **axial,
+        **{f"image_position_{axis}_mm": 0.0 for axis in "xyz"},
+        **dict.fromkeys(OPTIONAL),
+        "stored_min": 0,
+        "stored_max": 4095,
+        "stored_mean": 400.0,
+        "stored_std": 500.0,
+        "clipped_low": 0,
+        "clipped_high": 0,
+        "fixed_wrap": False,
+        "frame": None,
     }
 
 
@@ -87,7 +122,7 @@ def draw_image(rng: np.random.Generator, size: int, *, bleeds: bool) -> npt.NDAr
 def as_slice_set(rows: Sequence[Row], size: int, fingerprint: str = "test data") -> SliceSet:
     """The `SliceSet` that the cache would give for shards of these rows."""
     schema = shard_schema(size)
-    table = pa.Table.from_pylist(list(rows), schema=schema).drop_columns(["hu"]).to_pandas()
+    table = pa.Table.from_pylist(list(rows), schema=schema).drop_columns(list(IMAGES)).to_pandas()
     hu = np.stack([np.frombuffer(row["hu"], "<i2").reshape(size, size) for row in rows])
     return SliceSet(hu, table, fingerprint)
 
@@ -125,8 +160,8 @@ def write_shards(folder: Path, rows: Sequence[Row], size: int, shards: int = 2) 
         positives={label: sum(row[label] for row in labelled) for label in LABELS},
         reasons={},
     )
-    manifest = make_manifest(Settings(size=size, key_id="test key", source_id="test source"), counts, entries)
-    write_manifest(folder, manifest)
+    manifest = make_manifest(Settings(size=size, key_id="test key", source_id="test source"), "slice", counts, entries)
+    write_manifest(open_folder(folder), manifest)
     return manifest
 
 
@@ -137,6 +172,6 @@ def _cut(rows: Sequence[Row], shards: int) -> Iterator[tuple[int, Sequence[Row]]
 
 
 def _write_shard(path: Path, rows: Sequence[Row], size: int) -> ShardEntry:
-    with ShardWriter(path, size) as writer:
+    with ShardWriter(path, shard_schema(size)) as writer:
         written = writer.write(rows)
     return ShardEntry(file=path.name, slices=written, sha256=sha256_of(path))

@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def shard_times(out: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
 
 
 def box_of(row: dict[str, Any]) -> CropBox:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dicom_files import head_hu, stored_12_bit, write_ct
+from slice_sets import header_columns
 
 from ichsearch.dicom.header import SliceHeader, read_header
 from ichsearch.errors import ConfigError, DataError
@@ -31,15 +32,20 @@ from ichsearch.shards.manifest import (
     write_manifest,
 )
 from ichsearch.shards.plan import (
-    MAX_SHARD_SLICES,
+    MAX_SHARD_BYTES,
     SHARDS_OF_SMALL_COHORT,
     LabelledFile,
+    Rejection,
     ShardJob,
     SourceFile,
     drop_duplicates,
     plan_shards,
+    same_slice,
+    source_file,
 )
+from ichsearch.shards.preprocess import image_hash
 from ichsearch.shards.schema import ROW_GROUP_SLICES, ShardWriter, read_shard, shard_schema
+from ichsearch.storage import FoundFile, open_folder
 
 SIZE = 16
 KEY = Key(b"k" * 32)
@@ -64,10 +70,8 @@ def shard_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
             "crop_top": 1,
             "crop_left": 2,
             "crop_side": 300,
-            "bits_stored": 12,
-            "signed": False,
-            "fixed_wrap": False,
             "stored_sha256": "h",
+            **header_columns(SIZE),
             **dict.fromkeys(LABELS, None if index % 2 else 1),
             "hu": rng.integers(-1024, 3072, (SIZE, SIZE)).astype("<i2").tobytes(),
         }
@@ -76,7 +80,7 @@ def shard_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_shard(path: Path, rows: list[dict[str, Any]]) -> str:
-    with ShardWriter(path, SIZE) as writer:
+    with ShardWriter(path, shard_schema(SIZE)) as writer:
         assert writer.write(rows) == len(rows)
     return sha256_of(path)
 
@@ -116,7 +120,7 @@ def test_a_shard_names_its_version_and_checks_its_pages(tmp_path: Path) -> None:
     path = tmp_path / "shard.parquet"
     write_shard(path, shard_rows(2))
 
-    assert pq.read_schema(path).metadata[b"ichsearch_schema_version"] == b"1"
+    assert pq.read_schema(path).metadata[b"ichsearch_schema_version"] == b"2"
     content = bytearray(path.read_bytes())
     content[40] ^= 1
     path.write_bytes(content)
@@ -132,7 +136,7 @@ def test_rows_that_arrive_in_other_chunks_give_equal_bytes(tmp_path: Path, chunk
     def arriving() -> Iterator[dict[str, Any]]:
         yield from chain.from_iterable(rows[start : start + chunk] for start in range(0, len(rows), chunk))
 
-    with ShardWriter(tmp_path / "chunks.parquet", SIZE) as writer:
+    with ShardWriter(tmp_path / "chunks.parquet", shard_schema(SIZE)) as writer:
         assert writer.write(arriving()) == len(rows)
 
     assert sha256_of(tmp_path / "chunks.parquet") == whole
@@ -177,7 +181,7 @@ def test_a_shard_with_other_columns_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "shard-00003.parquet"
     pq.write_table(pa.table({"slice": ["a"]}), path)
 
-    with pytest.raises(DataError, match=r"columns of schema version 1, but shard-00003\.parquet"):
+    with pytest.raises(DataError, match=r"columns of schema version 2, but shard-00003\.parquet"):
         read_rows(path, sha256_of(path))
 
 
@@ -208,11 +212,11 @@ def counts(ok: int = 3) -> Counts:
 
 
 def manifest(settings: Settings = SETTINGS_A, sha256: str = "a" * 64) -> Manifest:
-    return make_manifest(settings, counts(), [ShardEntry(file="shard-00000.parquet", slices=3, sha256=sha256)])
+    return make_manifest(settings, None, counts(), [ShardEntry(file="shard-00000.parquet", slices=3, sha256=sha256)])
 
 
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    write_manifest(tmp_path, manifest())
+    write_manifest(open_folder(tmp_path), manifest())
 
     assert read_manifest(tmp_path) == manifest()
 
@@ -224,7 +228,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         manifest(SETTINGS_A.model_copy(update={"crop": "slice"})),
         manifest(SETTINGS_A.model_copy(update={"key_id": "x"})),
         manifest(SETTINGS_A.model_copy(update={"source_id": "x"})),
-        manifest(SETTINGS_A.model_copy(update={"schema_version": 2})),
+        manifest(SETTINGS_A.model_copy(update={"schema_version": 3})),
         manifest(sha256="b" * 64),
     ],
 )
@@ -233,16 +237,16 @@ def test_the_fingerprint_changes_with_settings_and_shards(other: Manifest) -> No
 
 
 def test_the_fingerprint_does_not_depend_on_the_run() -> None:
-    assert manifest().fingerprint == make_manifest(SETTINGS_A, counts(9), manifest().shards).fingerprint
+    assert manifest().fingerprint == make_manifest(SETTINGS_A, None, counts(9), manifest().shards).fingerprint
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, None, "2"])
 def test_a_manifest_of_another_version_is_refused_by_value(tmp_path: Path, version: Any) -> None:
     value = manifest().model_dump()
     value["settings"]["schema_version"] = version
     write_json(tmp_path / MANIFEST, value)
 
-    with pytest.raises(DataError, match=rf"schema version 1, but .* has {version};"):
+    with pytest.raises(DataError, match=rf"schema version 2, but .* has {version};"):
         read_manifest(tmp_path)
 
 
@@ -269,8 +273,8 @@ def test_an_unknown_or_missing_field_of_a_manifest_is_named(tmp_path: Path) -> N
 
 
 def test_a_folder_is_claimed_once_for_its_settings(tmp_path: Path) -> None:
-    claim_folder(tmp_path / "out", SETTINGS_A)
-    claim_folder(tmp_path / "out", SETTINGS_A)
+    claim_folder(open_folder(tmp_path / "out"), SETTINGS_A)
+    claim_folder(open_folder(tmp_path / "out"), SETTINGS_A)
 
     assert Settings.model_validate(read_json(tmp_path / "out" / SETTINGS)) == SETTINGS_A
 
@@ -288,10 +292,10 @@ def test_a_folder_is_claimed_once_for_its_settings(tmp_path: Path) -> None:
 def test_a_folder_of_other_settings_is_refused_with_the_difference(
     tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
-    claim_folder(tmp_path, SETTINGS_A)
+    claim_folder(open_folder(tmp_path), SETTINGS_A)
 
     with pytest.raises(ConfigError, match=says):
-        claim_folder(tmp_path, SETTINGS_A.model_copy(update=change))
+        claim_folder(open_folder(tmp_path), SETTINGS_A.model_copy(update=change))
     assert Settings.model_validate(read_json(tmp_path / SETTINGS)) == SETTINGS_A
 
 
@@ -299,7 +303,7 @@ def test_a_folder_of_foreign_files_is_not_claimed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
 
     with pytest.raises(ConfigError, match="holds other files"):
-        claim_folder(tmp_path, SETTINGS_A)
+        claim_folder(open_folder(tmp_path), SETTINGS_A)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -307,7 +311,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
 
     with pytest.raises(ConfigError):
-        claim_folder(tmp_path / "out", SETTINGS_A)
+        claim_folder(open_folder(tmp_path / "out"), SETTINGS_A)
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -324,12 +328,12 @@ def test_the_key_is_made_once_and_readable_by_its_user_alone(tmp_path: Path) -> 
 
 def test_another_key_gives_other_hashes_and_is_refused_by_the_folder(tmp_path: Path) -> None:
     mine, yours = load_key(tmp_path / "mine"), load_key(tmp_path / "yours")
-    claim_folder(tmp_path / "out", Settings(key_id=mine.id, source_id="source"))
+    claim_folder(open_folder(tmp_path / "out"), Settings(key_id=mine.id, source_id="source"))
 
     assert mine.id != yours.id
     assert mine.hash("patient", "ID_1") != yours.hash("patient", "ID_1")
     with pytest.raises(ConfigError, match="another key"):
-        claim_folder(tmp_path / "out", Settings(key_id=yours.id, source_id="source"))
+        claim_folder(open_folder(tmp_path / "out"), Settings(key_id=yours.id, source_id="source"))
 
 
 @pytest.mark.parametrize("secret", [b"", b"short", b"x" * 33])
@@ -363,7 +367,7 @@ def cohort(studies: int, slices: int, seed: int = 0) -> list[LabelledFile]:
         for index in range(rng.randint(1, slices)):
             uid = f"ID_{study}_{index}"
             place = SliceHeader(uid, f"study{study}", f"series{study}", f"patient{study // 2}", float(index))
-            files.append(LabelledFile(SourceFile(Path(f"{uid}.dcm"), 100, 7, place), None))
+            files.append(LabelledFile(source_file(FoundFile(f"{uid}.dcm", 100, 7), place, KEY), None))
     rng.shuffle(files)
     return files
 
@@ -376,23 +380,32 @@ def files_of(job: ShardJob) -> list[LabelledFile]:
 def test_no_study_is_split_and_no_file_lost(studies: int, slices: int) -> None:
     files = cohort(studies, slices)
 
-    jobs = plan_shards(files, KEY, "settings")
+    jobs = plan_shards(files, "settings", SIZE)
 
     assert sorted(file for job in jobs for file in files_of(job)) == sorted(files)
-    homes = [{file.source.header.study_uid for file in files_of(job)} for job in jobs]
+    homes = [{file.source.study for file in files_of(job)} for job in jobs]
     assert sum(map(len, homes)) == studies
-    assert all(len({file.source.header.study_uid for file in study}) == 1 for job in jobs for study in job.studies)
+    assert all(len({file.source.study for file in study}) == 1 for job in jobs for study in job.studies)
     assert [job.name for job in jobs] == [f"shard-{number:05d}" for number in range(len(jobs))]
-    assert len(jobs) <= max(SHARDS_OF_SMALL_COHORT, len(files) // MAX_SHARD_SLICES + 1)
-    assert max(len(files_of(job)) for job in jobs) < MAX_SHARD_SLICES + slices
+    assert min(studies, 8) <= len(jobs) <= SHARDS_OF_SMALL_COHORT
+
+
+def test_a_large_cohort_makes_shards_of_192_mebibytes() -> None:
+    files = cohort(300, 60)
+
+    jobs = plan_shards(files, "settings", 1024)
+
+    full = MAX_SHARD_BYTES // (2 * 1024 * 1024)
+    assert 0.8 * full < len(files) / len(jobs)
+    assert max(len(files_of(job)) for job in jobs) < full + 60
 
 
 def test_the_plan_does_not_depend_on_the_order_of_files() -> None:
     files = cohort(40, 6)
-    plan = plan_shards(files, KEY, "settings")
+    plan = plan_shards(files, "settings", SIZE)
     for seed in range(5):
         random.Random(seed).shuffle(files)  # noqa: S311 - a test's order
-        assert plan_shards(files, KEY, "settings") == plan
+        assert plan_shards(files, "settings", SIZE) == plan
 
 
 def test_inputs_change_with_settings_and_with_each_file_and_label() -> None:
@@ -403,37 +416,42 @@ def test_inputs_change_with_settings_and_with_each_file_and_label() -> None:
     labelled = first._replace(labels=(0, 0, 0, 0, 0, 0))
     variants = [files, [grown, *others], [touched, *others], [labelled, *others], others]
 
-    inputs = [tuple(job.inputs for job in plan_shards(variant, KEY, "settings")) for variant in variants]
-    inputs.append(tuple(job.inputs for job in plan_shards(files, KEY, "other settings")))
+    inputs = [tuple(job.inputs for job in plan_shards(variant, "settings", SIZE)) for variant in variants]
+    inputs.append(tuple(job.inputs for job in plan_shards(files, "other settings", SIZE)))
 
     assert len(set(inputs)) == len(inputs)
 
 
 def source(folder: Path, name: str, seed: int, uid: str = "ID_1") -> SourceFile:
     path = write_ct(folder / name, stored_12_bit(head_hu(32, seed)), {"SOPInstanceUID": uid})
-    return SourceFile(path, path.stat().st_size, 0, read_header(path))
+    return source_file(FoundFile(str(path), path.stat().st_size, 0), read_header(path), KEY)
 
 
 def truncated(file: SourceFile) -> SourceFile:
-    file.path.write_bytes(file.path.read_bytes()[:-100])
+    path = Path(file.location)
+    path.write_bytes(path.read_bytes()[:-100])
     return file
+
+
+def without_duplicates(files: list[SourceFile]) -> tuple[list[SourceFile], int, list[Rejection]]:
+    return drop_duplicates(same_slice(files), {file.location: image_hash(file.location) for file in files})
 
 
 def test_of_equal_images_with_one_uid_the_first_is_kept(tmp_path: Path) -> None:
     files = [source(tmp_path, "a.dcm", 1), source(tmp_path, "b.dcm", 1), source(tmp_path, "c.dcm", 1, "ID_2")]
 
-    kept, duplicates, conflicting = drop_duplicates(files)
+    kept, duplicates, conflicting = without_duplicates(files)
 
-    assert (kept, duplicates, conflicting) == ([files[0], files[2]], [files[1]], [])
+    assert (kept, duplicates, conflicting) == ([files[0], files[2]], 1, [])
 
 
 def test_other_images_with_one_uid_are_all_refused(tmp_path: Path) -> None:
     files = [source(tmp_path, "a.dcm", 1), source(tmp_path, "b.dcm", 2), source(tmp_path, "c.dcm", 1, "ID_2")]
 
-    kept, duplicates, conflicting = drop_duplicates(files)
+    kept, duplicates, conflicting = without_duplicates(files)
 
-    assert (kept, duplicates) == ([files[2]], [])
-    assert [(item.path.name, item.reason) for item in conflicting] == [
+    assert (kept, duplicates) == ([files[2]], 0)
+    assert [(Path(item.location).name, item.reason) for item in conflicting] == [
         ("a.dcm", "conflicting_duplicate"),
         ("b.dcm", "conflicting_duplicate"),
     ]
@@ -442,16 +460,16 @@ def test_other_images_with_one_uid_are_all_refused(tmp_path: Path) -> None:
 def test_an_unreadable_copy_does_not_win(tmp_path: Path) -> None:
     files = [truncated(source(tmp_path, "a.dcm", 1)), source(tmp_path, "b.dcm", 1)]
 
-    assert drop_duplicates(files) == ([files[1]], [files[0]], [])
+    assert without_duplicates(files) == ([files[1]], 1, [])
 
 
 def test_of_unreadable_copies_one_is_kept_to_be_quarantined_later(tmp_path: Path) -> None:
     files = [truncated(source(tmp_path, name, 1)) for name in ("a.dcm", "b.dcm")]
 
-    assert drop_duplicates(files) == ([files[0]], [files[1]], [])
+    assert without_duplicates(files) == ([files[0]], 1, [])
 
 
 def test_the_same_image_under_two_uids_is_kept_twice(tmp_path: Path) -> None:
     files = [source(tmp_path, "a.dcm", 1), source(tmp_path, "b.dcm", 1, "ID_2")]
 
-    assert drop_duplicates(files) == (files, [], [])
+    assert without_duplicates(files) == (files, 0, [])

@@ -26,7 +26,7 @@ from ichsearch.errors import ConfigError, DataError, StorageError
 from ichsearch.labels import LABELS
 from ichsearch.shards.identity import home_folder
 from ichsearch.shards.manifest import Manifest, read_manifest
-from ichsearch.shards.schema import read_shard
+from ichsearch.shards.schema import IMAGES, read_shard
 
 DEFAULT_SHARE_OF_DISK: Final = 0.5
 """Share of the disk's free and cached bytes that the cache may take when `ICHSEARCH_CACHE_BYTES` does not say."""
@@ -120,7 +120,7 @@ def _build(entry: Path, shards: Path, manifest: Manifest, size: int) -> None:
     for shard in manifest.shards:
         for batch in read_shard(shards / shard.file, shard.sha256, manifest.settings.size):
             hu[start : start + len(batch)] = area_averaged(_images(batch, manifest.settings.size), size)
-            tables.append(pa.Table.from_batches([batch]).drop_columns(["hu"]))
+            tables.append(pa.Table.from_batches([batch]).drop_columns(list(IMAGES)))
             start += len(batch)
     if start != slices:
         raise DataError(f"the manifest promises {slices} slices, but the shards hold {start}; preprocess again")

@@ -1,19 +1,26 @@
 """Where the brain is in a slice: its share of the frame, its mask, and the square box to crop.
 
 In: HU images. Out: shares, masks, boxes, and the cropped and resized image. The formulae are fastai's
-(`pct_in_window`, `mask_from_blur`, `crop_resize`), as the paper used them; computed here in integers.
+(`pct_in_window`, `mask_from_blur`, `crop_resize`), as the paper used them; the mask is computed in integers, so that
+it is the same on every processor.
 """
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from scipy.sparse import csr_array
 
-from ichsearch.dicom.pixels import MAX_HU, MIN_HU, Int16Image, Int32Image
+from ichsearch.dicom.pixels import Int16Image
 from ichsearch.dicom.windows import BRAIN
 
 MASK_THRESHOLD: Final = 0.05
+
+Uint8Image = npt.NDArray[np.uint8]
+
+cv2.setNumThreads(1)  # a task has one core
 
 
 class CropBox(NamedTuple):
@@ -24,9 +31,15 @@ class CropBox(NamedTuple):
     side: int
 
 
+def locate_brain(hu: Int16Image) -> tuple[float, CropBox | None]:
+    """Brain share and crop box of a slice: `brain_share`, and `bounding_square` of its `brain_mask`."""
+    shown = _shown(hu)
+    return _share(shown), bounding_square(_mask(shown))
+
+
 def brain_share(hu: Int16Image) -> float:
     """Share of all pixels strictly inside the brain window (level 40, width 80 HU)."""
-    return float(np.count_nonzero((hu > BRAIN.low_hu) & (hu < BRAIN.high_hu)) / hu.size)
+    return _share(_shown(hu))
 
 
 def brain_mask(hu: Int16Image) -> npt.NDArray[np.bool_]:
@@ -35,22 +48,25 @@ def brain_mask(hu: Int16Image) -> npt.NDArray[np.bool_]:
     fastai blurs with sigma = 0.3 × width, but with a kernel of int(sigma / 4) × 2 + 1 taps (77 at 512 pixels), over
     which a Gaussian of that sigma is flat: a box mean with replicated edges.
     """
-    side = hu.shape[-1]
-    taps = int(0.3 * side / 4) * 2 + 1
-    shown = hu.clip(BRAIN.low_hu, BRAIN.high_hu) - np.int16(BRAIN.low_hu)
-    shown[shown == BRAIN.width_hu] = 0  # bone and everything brighter
-    across = _box_sum(shown, taps)
-    total = _box_sum(np.ascontiguousarray(across.T), taps).T
+    return _mask(_shown(hu))
+
+
+def _shown(hu: Int16Image) -> Uint8Image:
+    """HU above the window's low end, 0 for all that is not strictly inside it: zero means no brain."""
+    above: Int16Image = hu - np.int16(BRAIN.low_hu)
+    inside = above.view(np.uint16) < BRAIN.width_hu  # negative values are large ones here
+    return (above * inside).astype(np.uint8)
+
+
+def _share(shown: Uint8Image) -> float:
+    return float(np.count_nonzero(shown) / shown.size)
+
+
+def _mask(shown: Uint8Image) -> npt.NDArray[np.bool_]:
+    taps = int(0.3 * shown.shape[-1] / 4) * 2 + 1
+    total = cv2.boxFilter(shown, cv2.CV_32S, (taps, taps), normalize=False, borderType=cv2.BORDER_REPLICATE)
     mask: npt.NDArray[np.bool_] = total > MASK_THRESHOLD * BRAIN.width_hu * taps**2
     return mask
-
-
-def _box_sum(values: Int16Image | Int32Image, taps: int) -> Int32Image:
-    """Sum of `taps` columns round each column, edges repeated, by running sums along the contiguous axis."""
-    before, after = taps // 2 + 1, taps // 2
-    sums = np.cumsum(np.pad(values, ((0, 0), (before, after)), mode="edge"), axis=1, dtype=np.int32)
-    box: Int32Image = sums[:, taps:] - sums[:, :-taps]
-    return box
 
 
 def bounding_square(mask: npt.NDArray[np.bool_]) -> CropBox | None:
@@ -82,8 +98,21 @@ def union_box(boxes: list[CropBox | None], frame_side: int) -> CropBox:
 
 
 def cropped(hu: Int16Image, box: CropBox, size: int) -> Int16Image:
-    """The box of a slice at (size, size), bilinear and antialiased, int16 HU."""
-    area = (box.left, box.top, box.left + box.side, box.top + box.side)
-    image = Image.fromarray(hu.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR, box=area)
-    resized: Int16Image = np.rint(np.asarray(image)).clip(MIN_HU, MAX_HU).astype(np.int16)
+    """The box of a slice at (size, size), bilinear and antialiased as Pillow's, int16 HU.
+
+    Resizing is linear in rows and in columns: two products with a sparse matrix, three times as fast as Pillow.
+    """
+    inside = hu[box.top : box.top + box.side, box.left : box.left + box.side].astype(np.float32)
+    weights = _resampling(box.side, size)
+    resized: Int16Image = np.rint((weights @ np.ascontiguousarray((weights @ inside).T)).T).astype(np.int16)
     return resized
+
+
+@lru_cache(maxsize=256)
+def _resampling(side: int, size: int) -> csr_array:
+    """(size, side) weights: a triangle round each new pixel's centre, as wide as two new pixels or two old ones."""
+    scale = side / size
+    centre = (np.arange(size) + 0.5) * scale
+    distance = np.abs(np.arange(side) + 0.5 - centre[:, None]) / max(scale, 1.0)
+    weights = np.clip(1.0 - distance, 0.0, None)
+    return csr_array((weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))

@@ -1,28 +1,28 @@
 """A file's pixels in Hounsfield units, whatever its scanner wrote.
 
-In: a path. Out: a `SliceImage` (int16 HU, square, with the facts of its encoding), or `RejectedError`.
+In: a location. Out: a `SliceImage` (int16 HU, square, with the facts of its encoding), or `RejectedError`.
 """
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ichsearch.dicom.header import MAX_SIDE, RejectedError, numbers, read_dataset
+from ichsearch.dicom.decoder import DECODER, MAX_SIDE, Frame
+from ichsearch.dicom.elements import Elements, NotPlainError, walk
+from ichsearch.dicom.find import read_content
+from ichsearch.dicom.reasons import RejectedError
 
 MIN_HU: Final = -1024
 MAX_HU: Final = 3071
-PIXEL_TAGS: Final = [
-    "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored",
-    "HighBit", "PixelRepresentation", "RescaleIntercept", "RescaleSlope", "NumberOfFrames", "PlanarConfiguration",
-    "PixelData",
-]  # fmt: skip
+SAMPLED_ROW: Final = 8
+"""Noise is looked for in every eighth row."""
+NOISE_STD_HU: Final = 300
+NOISE_SHARE: Final = 0.1
+MIN_NOISE_SIDE: Final = 32
 
 Int16Image = npt.NDArray[np.int16]
 Int32Image = npt.NDArray[np.int32]
@@ -47,63 +47,106 @@ class Encoding:
         """Whether signed 12-bit values were written as unsigned (fastai's `fix_pxrepr` condition)."""
         return self.bits_stored == 12 and not self.signed and self.intercept > -100
 
+    @property
+    def frame_bytes(self) -> int:
+        """Length of an uncompressed frame."""
+        return self.rows * self.columns * self.bits_allocated // 8
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStatistics:
+    """Of the stored values as they stand, before any rescaling; mean and standard deviation to 0.01."""
+
+    minimum: int
+    maximum: int
+    mean: float
+    std: float
+
 
 @dataclass(frozen=True, slots=True)
 class SliceImage:
-    """One slice in HU, (side, side) int16 in [-1024, 3071]; a frame that was not square is centred in air."""
+    """One slice in HU, (side, side) int16 in [-1024, 3071]; a frame that was not square is centred in air.
+
+    Attributes:
+        clipped_low: pixels below -1024 HU, padding for the most part.
+        clipped_high: pixels above 3071 HU.
+    """
 
     hu: Int16Image
-    spacing_mm: tuple[float, float]
-    bits_stored: int
-    signed: bool
-    fixed_wrap: bool
+    encoding: Encoding
+    elements: Elements
+    statistics: StoredStatistics
     stored_sha256: str
+    clipped_low: int
+    clipped_high: int
 
 
-def read_image(path: Path) -> SliceImage:
+def read_image(location: str | Path) -> SliceImage:
     """Decode one file into HU.
 
     Raises:
-        RejectedError: a needed element is missing or impossible, or the pixels are cut, constant or undecodable.
+        RejectedError: a needed element is missing or impossible, or the pixels are cut, noise, constant or undecodable.
     """
-    ds = read_dataset(path, PIXEL_TAGS, pixels=True)
-    encoding = read_encoding(ds)
-    stored = stored_values(ds, encoding)
-    if stored.min() == stored.max():
-        raise RejectedError("constant")
+    elements, encoding, frame = _read_frame(read_content(str(location)))
+    unused_bits = 8 * frame.itemsize - encoding.bits_stored
+    stored = frame if unused_bits == 0 else (frame << unused_bits) >> unused_bits
+    statistics = stored_statistics(stored)
+    if statistics.minimum == statistics.maximum:
+        raise RejectedError("noise_or_constant")
+    hu, clipped_low, clipped_high = to_hu(stored, encoding)
+    if is_noise(hu):
+        raise RejectedError("noise_or_constant")
     return SliceImage(
-        hu=squared(to_hu(stored, encoding)),
-        spacing_mm=encoding.spacing_mm,
-        bits_stored=encoding.bits_stored,
-        signed=encoding.signed,
-        fixed_wrap=encoding.wrapped,
-        stored_sha256=hashlib.sha256(stored.tobytes()).hexdigest(),
+        hu=squared(hu),
+        encoding=encoding,
+        elements=elements,
+        statistics=statistics,
+        stored_sha256=hashlib.sha256(np.ascontiguousarray(stored).data).hexdigest(),
+        clipped_low=clipped_low,
+        clipped_high=clipped_high,
     )
 
 
-def read_encoding(ds: Dataset) -> Encoding:
+def _read_frame(content: bytes) -> tuple[Elements, Encoding, Frame]:
+    """Uncompressed little-endian pixels are taken as they stand; all else goes to the decoder's process."""
+    try:
+        elements = walk(content)
+    except NotPlainError:
+        return _decoded(content)
+    if elements.has_pixels and elements.pixels is None:
+        return _decoded(content)
+    encoding = read_encoding(elements)
+    if elements.pixels is None:
+        raise RejectedError("missing_tag", "PixelData")
+    start, end = elements.pixels
+    if min(end, len(content)) - start < encoding.frame_bytes:
+        raise RejectedError("truncated_pixels")
+    kind = "i" if encoding.signed else "u"
+    flat = np.frombuffer(content, f"<{kind}{encoding.bits_allocated // 8}", encoding.rows * encoding.columns, start)
+    frame: Frame = flat.reshape(encoding.rows, encoding.columns).astype(f"<{kind}2", copy=False)
+    return elements, encoding, frame
+
+
+def _decoded(content: bytes) -> tuple[Elements, Encoding, Frame]:
+    elements, frame = DECODER.read(content, pixels=True)
+    assert frame is not None
+    return elements, read_encoding(elements), frame
+
+
+def read_encoding(elements: Elements) -> Encoding:
     """Check and collect the elements that say how pixels are held; `RejectedError` for what cannot be."""
-    rows, columns, allocated, stored, representation = (
-        int(numbers(ds, keyword, count=1)[0])
-        for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
-    )
-    for keyword, side in (("Rows", rows), ("Columns", columns)):
-        if not 1 <= side <= MAX_SIDE:
-            raise RejectedError("over_limit", keyword)
-    if allocated != 16:
-        raise RejectedError("bad_value", "BitsAllocated")
-    if not 8 <= stored <= allocated:
-        raise RejectedError("bad_value", "BitsStored")
-    photometric = str(ds.get("PhotometricInterpretation", ""))
+    rows, columns = (_side(elements, keyword) for keyword in ("Rows", "Columns"))
+    allocated, stored, signed = _bits(elements)
+    photometric = elements.text("PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise RejectedError("bad_value" if photometric else "missing_tag", "PhotometricInterpretation")
-    slope = numbers(ds, "RescaleSlope", count=1)[0]
+        raise RejectedError("bad_value", "PhotometricInterpretation")
+    (slope,) = elements.numbers("RescaleSlope", count=1)
     if slope == 0:
         raise RejectedError("bad_value", "RescaleSlope")
-    intercept = numbers(ds, "RescaleIntercept", count=1)[0]
+    (intercept,) = elements.numbers("RescaleIntercept", count=1)
     if abs(intercept) > 2**15:
         raise RejectedError("bad_value", "RescaleIntercept")
-    row_mm, column_mm = numbers(ds, "PixelSpacing", count=2)
+    row_mm, column_mm = elements.numbers("PixelSpacing", count=2)
     if row_mm <= 0 or column_mm <= 0:
         raise RejectedError("bad_value", "PixelSpacing")
     return Encoding(
@@ -111,7 +154,7 @@ def read_encoding(ds: Dataset) -> Encoding:
         columns=columns,
         bits_allocated=allocated,
         bits_stored=stored,
-        signed=representation == 1,
+        signed=signed,
         slope=slope,
         intercept=intercept,
         inverted=photometric == "MONOCHROME1",
@@ -119,50 +162,57 @@ def read_encoding(ds: Dataset) -> Encoding:
     )
 
 
-def stored_values(ds: Dataset, encoding: Encoding) -> npt.NDArray[np.int16 | np.uint16]:
-    """The stored values, (rows, columns) int16 or uint16, garbage above the stored bits removed.
-
-    Raises:
-        RejectedError: no pixels, fewer than the frame needs, or no decoder that can read them.
-    """
-    if "PixelData" not in ds:
-        raise RejectedError("missing_tag", "PixelData")
-    dtype: np.dtype[Any] = np.dtype("<i2" if encoding.signed else "<u2")
-    shape = (encoding.rows, encoding.columns)
-    if ds.file_meta.get("TransferSyntaxUID") in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
-        data: bytes = ds.PixelData
-        if len(data) < encoding.rows * encoding.columns * dtype.itemsize:
-            raise RejectedError("truncated_pixels")
-        frame = np.frombuffer(data, dtype, encoding.rows * encoding.columns).reshape(shape)
-    else:
-        frame = _decoded(ds, shape, dtype)
-    unused_bits = 16 - encoding.bits_stored
-    return frame if unused_bits == 0 else (frame << unused_bits) >> unused_bits
+def _side(elements: Elements, keyword: str) -> int:
+    side = elements.short(keyword)
+    if not 1 <= side <= MAX_SIDE:
+        raise RejectedError("over_limit", keyword)
+    return side
 
 
-def _decoded(ds: Dataset, shape: tuple[int, int], dtype: np.dtype[Any]) -> npt.NDArray[np.int16]:
-    try:
-        available = get_decoder(ds.file_meta.TransferSyntaxUID).is_available
-    except (NotImplementedError, AttributeError):
-        available = False
-    if not available:
-        raise RejectedError("unsupported_syntax")
-    try:
-        frame: npt.NDArray[np.int16] = ds.pixel_array
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:  # noqa: BLE001 - pylibjpeg's PanicException is no Exception; one file must not end the run
-        raise RejectedError("decoder_crash") from None
-    if frame.shape != shape:
-        raise RejectedError("bad_value", "PixelData")
-    return frame.astype(dtype, copy=False)
+def _bits(elements: Elements) -> tuple[int, int, bool]:
+    """BitsAllocated, BitsStored, and whether PixelRepresentation says signed (PS3.5 8.1.1)."""
+    allocated, stored = elements.short("BitsAllocated"), elements.short("BitsStored")
+    if allocated not in (8, 16):
+        raise RejectedError("bad_value", "BitsAllocated")
+    if not 8 <= stored <= allocated:
+        raise RejectedError("bad_value", "BitsStored")
+    if elements.optional_short("HighBit") not in (None, stored - 1):
+        raise RejectedError("bad_value", "HighBit")
+    representation = elements.short("PixelRepresentation")
+    if representation not in (0, 1):
+        raise RejectedError("bad_value", "PixelRepresentation")
+    return allocated, stored, representation == 1
 
 
-def to_hu(stored: npt.NDArray[np.int16 | np.uint16], encoding: Encoding) -> Int16Image:
-    """HU = stored × slope + intercept (PS3.3 C.11.1), clipped to [-1024, 3071], int16 of the same shape.
+def stored_statistics(stored: Frame) -> StoredStatistics:
+    """Minimum, maximum, mean and standard deviation; rounded, since sums of floats differ between processors."""
+    mean = int(stored.sum(dtype=np.int64)) / stored.size
+    values = stored.ravel().astype(np.float32)
+    variance = float(np.dot(values, values)) / stored.size - mean**2
+    return StoredStatistics(int(stored.min()), int(stored.max()), round(mean, 2), round(max(variance, 0.0) ** 0.5, 2))
+
+
+def to_hu(stored: Frame, encoding: Encoding) -> tuple[Int16Image, int, int]:
+    """HU = stored × slope + intercept (PS3.3 C.11.1), clipped to [-1024, 3071]; how many pixels were below, and above.
 
     A wrapped file gets fastai's `fix_pxrepr` first: x + 1000, minus 4096 where that reaches 4096, intercept -1000.
     """
+    plain = encoding.slope == 1 and encoding.intercept.is_integer() and not encoding.inverted and not encoding.wrapped
+    low, high = MIN_HU - int(encoding.intercept), MAX_HU - int(encoding.intercept)
+    if plain and low >= -(2**15) and high < 2**15:
+        floor = max(low, int(np.iinfo(stored.dtype).min))
+        clipped = stored.clip(floor, high).astype(np.int16, copy=False)
+        return (
+            clipped + np.int16(encoding.intercept),
+            int(np.count_nonzero(stored < low)) if low > floor - 1 else 0,
+            int(np.count_nonzero(stored > high)),
+        )
+    values = _rescaled(stored, encoding)
+    below, above = int(np.count_nonzero(values < MIN_HU)), int(np.count_nonzero(values > MAX_HU))
+    return values.clip(MIN_HU, MAX_HU).astype(np.int16), below, above
+
+
+def _rescaled(stored: Frame, encoding: Encoding) -> Int32Image:
     values: Int32Image = stored.astype(np.int32)
     intercept = encoding.intercept
     if encoding.inverted:
@@ -172,10 +222,25 @@ def to_hu(stored: npt.NDArray[np.int16 | np.uint16], encoding: Encoding) -> Int1
         values[values >= 4096] -= 4096
         intercept = -1000.0
     if encoding.slope == 1 and intercept.is_integer():
-        values += int(intercept)
-    else:
-        values = np.rint(values * encoding.slope + intercept).clip(MIN_HU, MAX_HU).astype(np.int32)
-    return values.clip(MIN_HU, MAX_HU).astype(np.int16)
+        values += np.int32(intercept)
+        return values
+    limits = np.iinfo(np.int32)
+    rescaled: Int32Image = np.rint(values * encoding.slope + intercept).clip(limits.min, limits.max).astype(np.int32)
+    return rescaled
+
+
+def is_noise(hu: Int16Image) -> bool:
+    """Whether a tenth of the rows hold values that know nothing of their neighbours.
+
+    In white noise the mean squared step from pixel to pixel is twice the variance; in CT it is a small part of it.
+    Only rows that vary by hundreds of HU count: air is noise too, but within a few. Tiny images say nothing.
+    """
+    if min(hu.shape) < MIN_NOISE_SIDE:
+        return False
+    rows = hu[::SAMPLED_ROW].astype(np.float32)
+    variance = rows.var(axis=1)
+    steps = np.square(np.diff(rows, axis=1)).mean(axis=1)
+    return float(((variance > NOISE_STD_HU**2) & (steps > 1.5 * variance)).mean()) >= NOISE_SHARE
 
 
 def squared(hu: Int16Image) -> Int16Image:

@@ -26,3 +26,7 @@ class Window(NamedTuple):
 BRAIN: Final = Window(level_hu=40, width_hu=80)
 SUBDURAL: Final = Window(level_hu=80, width_hu=200)
 BONE: Final = Window(level_hu=600, width_hu=2800)
+STROKE: Final = Window(level_hu=32, width_hu=8)
+SOFT: Final = Window(level_hu=40, width_hu=380)
+
+WINDOWS: Final = {"brain": BRAIN, "subdural": SUBDURAL, "stroke": STROKE, "soft": SOFT, "bone": BONE}

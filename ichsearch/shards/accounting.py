@@ -5,53 +5,51 @@ In: rejected files and ledger entries. Out: counts, `quarantine.csv` without pat
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from ichsearch.dicom.header import REASONS
+from ichsearch.dicom.reasons import REASONS
 from ichsearch.errors import DataError
-from ichsearch.files import write_text, written_aside
+from ichsearch.files import written_aside
 from ichsearch.labels import LABELS
 from ichsearch.shards.build import LedgerEntry, QuarantinedFile
 from ichsearch.shards.identity import Key, home_folder
 from ichsearch.shards.manifest import Counts, Settings
-from ichsearch.shards.plan import LabelledFile, Rejection
+from ichsearch.shards.plan import Rejection
+from ichsearch.storage import Folder
 
 
 def quarantine_rejected(rejected: Iterable[Rejection], key: Key) -> list[QuarantinedFile]:
     """Files refused before their pixels were read, under the keyed hash of their path."""
     return [
-        QuarantinedFile(file=key.hash("path", str(item.path)), reason=item.reason, n_bytes=item.n_bytes)
+        QuarantinedFile(file=key.hash("path", item.location), reason=item.reason, n_bytes=item.n_bytes)
         for item in rejected
     ]
 
 
-def nothing_readable(dicom: Path, quarantined: Iterable[QuarantinedFile]) -> DataError:
+def nothing_readable(quarantined: Iterable[QuarantinedFile]) -> DataError:
     """The error for a folder of which no file is a slice, with the reasons counted."""
     reasons = Counter(item.reason for item in quarantined)
     found = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
-    return DataError(f"the DICOM folder must hold readable CT slices, but {dicom} has none ({found}); check the path")
+    return DataError(f"DICOM_DIR must hold readable CT slices, but the one given has none ({found}); check the path")
 
 
 def count(
-    paths: Collection[Path],
-    files: Iterable[LabelledFile],
+    found: int,
     duplicates: int,
     quarantined: Collection[QuarantinedFile],
-    labelled_uids: Collection[str],
+    labels_without_file: int,
     entries: list[LedgerEntry],
 ) -> Counts:
     """All counts of the manifest, each from its own source, checked to add up."""
-    present = {file.source.header.sop_uid for file in files}
     counts = Counts(
-        found=len(paths),
+        found=found,
         ok=sum(entry.slices for entry in entries),
         duplicate=duplicates,
         quarantined=len(quarantined),
         labelled=sum(entry.labelled for entry in entries),
-        labels_without_file=sum(uid not in present for uid in labelled_uids),
+        labels_without_file=labels_without_file,
         patients=len({patient for entry in entries for patient in entry.patients}),
         patients_unknown=len({patient for entry in entries for patient in entry.patients_unknown}),
         studies=sum(entry.studies for entry in entries),
@@ -70,13 +68,15 @@ def quarantine_list_path(settings: Settings) -> Path:
 
 
 def write_quarantine(
-    out: Path, quarantined: Iterable[QuarantinedFile], path_of: dict[str, Path], settings: Settings
+    out: Folder, quarantined: Iterable[QuarantinedFile], locations: Iterable[str], key: Key, settings: Settings
 ) -> None:
     """Write `quarantine.csv` beside the shards, and the list of its paths to a file of mode 0600 beside the key."""
     items = sorted(quarantined, key=lambda item: (item.reason, item.file))
     explained = [[item.file, item.reason, REASONS[item.reason.partition(":")[0]], item.n_bytes] for item in items]
-    write_text(out / "quarantine.csv", _csv_text(["file", "reason", "explanation", "bytes"], explained))
-    private = _csv_text(["file", "reason", "path"], [[i.file, i.reason, os.fsdecode(path_of[i.file])] for i in items])
+    out.write_bytes("quarantine.csv", _csv_text(["file", "reason", "explanation", "bytes"], explained).encode())
+    names = {item.file for item in items}
+    path_of = {name: path for path in locations if names and (name := key.hash("path", path)) in names}
+    private = _csv_text(["file", "reason", "path"], [[i.file, i.reason, path_of[i.file]] for i in items])
     with written_aside(quarantine_list_path(settings)) as aside:
         aside.touch(mode=0o600)
         aside.write_text(private, encoding="utf-8", errors="surrogateescape")

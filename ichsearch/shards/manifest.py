@@ -13,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ichsearch import __version__
 from ichsearch.errors import ConfigError, DataError
-from ichsearch.files import read_json, write_json
+from ichsearch.files import from_json, to_json
+from ichsearch.shards.labels_csv import Level
 from ichsearch.shards.schema import SCHEMA_VERSION
+from ichsearch.storage import Folder, open_folder
 
 MANIFEST: Final = "manifest.json"
 SETTINGS: Final = "settings.json"
@@ -67,75 +69,83 @@ class Manifest(Frozen):
 
     settings: Settings
     written_by: dict[str, str]
+    label_level: Level | None = Field(description="what a label of the CSV was given for; None without labels")
     counts: Counts
     shards: list[ShardEntry]
     fingerprint: str
 
 
-def make_manifest(settings: Settings, counts: Counts, shards: list[ShardEntry]) -> Manifest:
+def make_manifest(settings: Settings, label_level: Level | None, counts: Counts, shards: list[ShardEntry]) -> Manifest:
     """The manifest with its fingerprint: a SHA-256 over the settings and the shards' hashes."""
     content = json.dumps([settings.model_dump(), [shard.model_dump() for shard in shards]], sort_keys=True)
     return Manifest(
         settings=settings,
         written_by={"ichsearch": __version__, "pyarrow": pa.__version__},
+        label_level=label_level,
         counts=counts,
         shards=shards,
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
     )
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Declare the folder's shards complete."""
-    write_json(folder / MANIFEST, manifest.model_dump())
+    folder.write_bytes(MANIFEST, to_json(manifest.model_dump()))
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(location: str | Path) -> Manifest:
     """The manifest of a folder of shards.
 
     Raises:
         DataError: the folder has none (preprocessing did not finish), or one of another version or form.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    try:
+        value = from_json(open_folder(location).read_bytes(MANIFEST), MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            f"a folder of shards has a {MANIFEST}, but {folder} has none; make one with "
+            f"a folder of shards has a {MANIFEST}, but {location} has none; make one with "
             "`ichsearch preprocess DICOM_DIR --out SHARDS`, or let an interrupted one finish"
-        )
-    value = read_json(path)
+        ) from None
     settings = value.get("settings") if isinstance(value, dict) else None
     version = settings.get("schema_version") if isinstance(settings, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(
-            f"shards must have schema version {SCHEMA_VERSION}, but {folder} has {version}; preprocess again"
+            f"shards must have schema version {SCHEMA_VERSION}, but {location} has {version}; preprocess again"
         )
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise DataError(f"{path} must be a manifest, but {where} is wrong; preprocess again") from None
+        raise DataError(
+            f"{MANIFEST} of {location} must be a manifest, but {where} is wrong; preprocess again"
+        ) from None
 
 
-def claim_folder(folder: Path, settings: Settings) -> None:
+def claim_folder(folder: Folder, settings: Settings) -> None:
     """Mark `folder` as the output of these settings before anything else is written to it; errors of `check_folder`."""
     check_folder(folder, settings)
-    write_json(folder / SETTINGS, settings.model_dump())
+    folder.write_bytes(SETTINGS, to_json(settings.model_dump()))
 
 
-def check_folder(folder: Path, settings: Settings) -> None:
+def check_folder(folder: Folder, settings: Settings) -> None:
     """Refuse an output folder that is not new, and not of these settings.
 
     Raises:
         ConfigError: it holds other files, or shards of other settings; the difference is named.
     """
-    path = folder / SETTINGS
-    if path.is_file():
-        there, asked = read_json(path), settings.model_dump()
+    where = folder.location
+    if folder.exists(SETTINGS):
+        there, asked = from_json(folder.read_bytes(SETTINGS), SETTINGS), settings.model_dump()
         if not isinstance(there, dict):
-            raise ConfigError(f"{path} must hold settings, but does not; give another --out")
+            raise ConfigError(f"{SETTINGS} of {where} must hold settings, but does not; give another --out")
         names = [name for name in asked if there.get(name) != asked[name]]
         if names:
             explain = {"source_id": "another DICOM folder", "key_id": "another key"}
             parts = [explain.get(name) or f"{name} {there.get(name)} there, {asked[name]} asked for" for name in names]
-            raise ConfigError(f"{folder} holds shards made differently ({'; '.join(parts)}); give another --out")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out must be a new folder or one of ichsearch's, but {folder} holds other files")
+            raise ConfigError(f"{where} holds shards made differently ({'; '.join(parts)}); give another --out")
+        return
+    path = folder.local_path()
+    if path is not None and path.exists() and not path.is_dir():
+        raise ConfigError(f"--out must be a new folder or one of ichsearch's, but {where} is a file")
+    if next(iter(folder.names()), None) is not None:
+        raise ConfigError(f"--out must be a new folder or one of ichsearch's, but {where} holds other files")

@@ -5,32 +5,38 @@ In: files with their headers. Out: duplicates, rejections, and `ShardJob`s of wh
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ichsearch.dicom.header import RejectedError, SliceHeader
-from ichsearch.dicom.pixels import read_image
+from ichsearch.dicom.header import SliceHeader
 from ichsearch.shards.identity import Key
 from ichsearch.shards.labels_csv import SliceLabels
+from ichsearch.storage import FoundFile
 
-MAX_SHARD_SLICES: Final = 1024
-SHARDS_OF_SMALL_COHORT: Final = 16
+MAX_SHARD_BYTES: Final = 192 * 2**20
+"""Of pixels before compression: a full shard is about 110 MB on the disk."""
+SHARDS_OF_SMALL_COHORT: Final = 128
+"""Four tasks a core for 32 cores."""
 
 
 class SourceFile(NamedTuple):
-    """A file of the DICOM folder: its path, what identifies its state, and its header."""
+    """A file of the DICOM folder: where it is, what identifies its state, and its header with hashed identifiers."""
 
-    path: Path
+    location: str
     n_bytes: int
     modified_ns: int
-    header: SliceHeader
+    slice: str
+    series: str
+    study: str
+    patient: str
+    patient_known: bool
+    position_mm: float
 
 
 class Rejection(NamedTuple):
     """A file that becomes no row, and why (a key of `REASONS`)."""
 
-    path: Path
+    location: str
     n_bytes: int
     reason: str
 
@@ -50,62 +56,75 @@ class ShardJob(NamedTuple):
     inputs: str
 
 
-def drop_duplicates(sources: Iterable[SourceFile]) -> tuple[list[SourceFile], list[SourceFile], list[Rejection]]:
+def source_file(found: FoundFile, header: SliceHeader, key: Key) -> SourceFile:
+    """The file with its identifiers hashed; a patient without PatientID is its study."""
+    patient = ("patient", header.patient_id) if header.patient_id else ("study", header.study_uid)
+    return SourceFile(
+        *found,
+        slice=key.hash("slice", header.sop_uid),
+        series=key.hash("series", header.series_uid),
+        study=key.hash("study", header.study_uid),
+        patient=key.hash(*patient),
+        patient_known=bool(header.patient_id),
+        position_mm=header.position_mm,
+    )
+
+
+def same_slice(sources: Iterable[SourceFile]) -> list[list[SourceFile]]:
+    """The files grouped by SOPInstanceUID, each group and the groups in order."""
+    groups: defaultdict[str, list[SourceFile]] = defaultdict(list)
+    for source in sorted(sources):
+        groups[source.slice].append(source)
+    return list(groups.values())
+
+
+def drop_duplicates(
+    groups: Iterable[list[SourceFile]], image_of: Mapping[str, str]
+) -> tuple[list[SourceFile], int, list[Rejection]]:
     """Of the files with one SOPInstanceUID keep a readable one; refuse them all if their images differ.
 
-    Returns what is kept, the duplicates of it, and what is refused as `conflicting_duplicate`.
+    `image_of` has a hash of the image of each location that is not alone, '' where there is none. Returns what is kept,
+    the number of its duplicates, and what is refused as `conflicting_duplicate`.
     """
-    by_uid: defaultdict[str, list[SourceFile]] = defaultdict(list)
-    for source in sources:
-        by_uid[source.header.sop_uid].append(source)
     kept: list[SourceFile] = []
-    duplicates: list[SourceFile] = []
+    duplicates = 0
     conflicting: list[Rejection] = []
-    for files in by_uid.values():
-        images = [_image_sha256(file.path) for file in files] if len(files) > 1 else [""]
+    for files in groups:
+        images = [image_of[file.location] for file in files] if len(files) > 1 else [""]
         if len(set(images) - {""}) > 1:
-            conflicting += [Rejection(file.path, file.n_bytes, "conflicting_duplicate") for file in files]
+            conflicting += [Rejection(file.location, file.n_bytes, "conflicting_duplicate") for file in files]
         else:
-            first = files[images.index(max(images))]
-            kept.append(first)
-            duplicates += [file for file in files if file is not first]
+            kept.append(files[images.index(max(images))])
+            duplicates += len(files) - 1
     return sorted(kept), duplicates, conflicting
 
 
-def _image_sha256(path: Path) -> str:
-    try:
-        return read_image(path).stored_sha256
-    except RejectedError:
-        return ""
-
-
-def plan_shards(files: Iterable[LabelledFile], key: Key, settings: str) -> list[ShardJob]:
+def plan_shards(files: Iterable[LabelledFile], settings: str, size: int) -> list[ShardJob]:
     """Cut the studies, ordered by their keyed hashes, into shards of about equal length.
 
-    A small cohort makes about 16 shards, a large one shards of at most 1,024 slices (128 MB of pixels at 256²):
-    the cut depends on the cohort alone, never on the machine.
+    A small cohort makes up to 128 shards, a large one shards of 192 MiB of pixels: the cut depends on the cohort
+    alone, never on the machine.
     """
     by_study: defaultdict[str, list[LabelledFile]] = defaultdict(list)
     for file in files:
-        by_study[key.hash("study", file.source.header.study_uid)].append(file)
+        by_study[file.source.study].append(file)
     total = sum(map(len, by_study.values()))
-    target = min(MAX_SHARD_SLICES, -(-total // SHARDS_OF_SMALL_COHORT))
+    target = max(1, min(MAX_SHARD_BYTES // (2 * size * size), -(-total // SHARDS_OF_SMALL_COHORT)))
     cuts: list[list[list[LabelledFile]]] = [[]]
     for study in sorted(by_study):
         if sum(map(len, cuts[-1])) >= target:
             cuts.append([])
         cuts[-1].append(sorted(by_study[study]))
     return [
-        ShardJob(f"shard-{number:05d}", studies, _inputs_hash(studies, key, settings))
+        ShardJob(f"shard-{number:05d}", studies, _inputs_hash(studies, settings))
         for number, studies in enumerate(cuts)
         if studies
     ]
 
 
-def _inputs_hash(studies: Sequence[Sequence[LabelledFile]], key: Key, settings: str) -> str:
+def _inputs_hash(studies: Sequence[Sequence[LabelledFile]], settings: str) -> str:
     digest = hashlib.sha256(settings.encode())
     for study in studies:
         for file, labels in study:
-            state = (str(file.path), file.n_bytes, file.modified_ns, labels)
-            digest.update(key.hash("input", repr(state)).encode())
+            digest.update(repr((file.slice, file.n_bytes, file.modified_ns, labels)).encode())
     return digest.hexdigest()

@@ -1,19 +1,24 @@
 """A folder of DICOM files becomes a folder of shards: the driver that fans the work out.
 
-In: a DICOM folder, a labels CSV, settings. Out: shards, their ledger, `manifest.json` and `quarantine.csv`.
+In: a DICOM folder, a labels CSV, settings. Out: shards, their ledger, the metadata frame, `manifest.json` and
+`quarantine.csv`.
 """
 
-import shutil
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
-from ichsearch.dicom.find import find_files
-from ichsearch.dicom.header import RejectedError, read_header
+from ichsearch.dicom.find import find_files, with_state
+from ichsearch.dicom.header import read_header
+from ichsearch.dicom.pixels import read_image
+from ichsearch.dicom.reasons import RejectedError
+from ichsearch.errors import DataError
 from ichsearch.shards.accounting import count, nothing_readable, quarantine_rejected, write_quarantine
-from ichsearch.shards.build import LEDGER, LedgerEntry, build_shard, finished_entry
+from ichsearch.shards.build import LEDGER, LedgerEntry, build_shard, finished_entry, ledger_name
 from ichsearch.shards.identity import Key, home_folder, load_key
-from ichsearch.shards.labels_csv import read_labels
+from ichsearch.shards.labels_csv import Labels, SliceLabels, read_labels
 from ichsearch.shards.manifest import (
     MANIFEST,
     SETTINGS,
@@ -25,18 +30,31 @@ from ichsearch.shards.manifest import (
     make_manifest,
     write_manifest,
 )
-from ichsearch.shards.plan import LabelledFile, Rejection, ShardJob, SourceFile, drop_duplicates, plan_shards
+from ichsearch.shards.metadata import write_ledger, write_metadata
+from ichsearch.shards.plan import (
+    LabelledFile,
+    Rejection,
+    ShardJob,
+    SourceFile,
+    drop_duplicates,
+    plan_shards,
+    same_slice,
+    source_file,
+)
 from ichsearch.shards.ray_session import fan_out, ray_session
+from ichsearch.storage import Folder, FoundFile, is_uri, open_folder
 
-HEADERS_PER_TASK: Final = 256
+Item = TypeVar("Item")
+
+FILES_PER_TASK: Final = 256
 
 Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the files done, and their total."""
+"""Called with the stage's name, the files done, and their total so far."""
 
 
 def preprocess(
-    dicom: Path,
-    out: Path,
+    dicom: str | Path,
+    out: str | Path,
     *,
     labels: Path | None = None,
     size: int = 256,
@@ -46,97 +64,168 @@ def preprocess(
 ) -> Manifest:
     """Write the shards of all readable slices below `dicom` to `out`; what is there and whole is kept.
 
+    `dicom` and `out` are folders of this machine or a shared disk, or URIs of an object store (s3, gs, abfss).
+
     Raises:
         DataError: the folder, the labels or every single file is unusable.
-        ConfigError: `out` holds something else.
+        ConfigError: `out` holds something else, or a URI is not allowed.
     """
-    paths = find_files(dicom.resolve(), ignore=labels)
-    labels_of = read_labels(labels) if labels else {}
+    source = str(dicom) if is_uri(dicom) else os.path.realpath(dicom)
+    found = find_files(source, ignore=labels)
+    given = read_labels(labels) if labels else None
     key = load_key(home_folder())
-    settings = Settings(size=size, crop=crop, key_id=key.id, source_id=key.hash("folder", str(dicom.resolve())))
-    check_folder(out, settings)
+    settings = Settings(size=size, crop=crop, key_id=key.id, source_id=key.hash("folder", source))
+    target = open_folder(out if is_uri(out) else Path(out).resolve())
+    check_folder(target, settings)
     with ray_session(address):
-        headed, unheaded = _read_headers(paths, on_progress)
-        sources, duplicates, conflicting = drop_duplicates(headed)
+        headed, unheaded = _read_headers(found, key, on_progress)
+        kept, duplicates, conflicting = _one_file_a_slice(headed)
         quarantined = quarantine_rejected(unheaded + conflicting, key)
-        if not sources:
-            raise nothing_readable(dicom, quarantined)
-        claim_folder(out, settings)
-        files = [LabelledFile(source, labels_of.get(source.header.sop_uid)) for source in sources]
-        jobs = plan_shards(files, key, settings.model_dump_json())
-        entries = _build(jobs, out, settings, key, on_progress)
+        if not kept:
+            raise nothing_readable(quarantined)
+        claim_folder(target, settings)
+        files, missing = _labelled(kept, given, key)
+        jobs = plan_shards(files, settings.model_dump_json(), size)
+        entries = _build(jobs, target, settings, key, on_progress)
     quarantined += [item for entry in entries.values() for item in entry.quarantined]
     if not any(entry.slices for entry in entries.values()):
-        _abandon(out)
-        raise nothing_readable(dicom, quarantined)
-    counts = count(paths, files, len(duplicates), quarantined, labels_of.keys(), list(entries.values()))
-    write_quarantine(out, quarantined, {key.hash("path", str(path)): path for path in paths}, settings)
-    manifest = make_manifest(settings, counts, _shard_entries(entries))
-    write_manifest(out, manifest)
+        _abandon(target)
+        raise nothing_readable(quarantined)
+    counts = count(len(headed) + len(unheaded), duplicates, quarantined, missing, list(entries.values()))
+    shards = _shard_entries(entries)
+    write_metadata(target, [shard.file for shard in shards], size)
+    write_ledger(target)
+    locations = [item.location for item in headed] + [item.location for item in unheaded]
+    write_quarantine(target, quarantined, locations, key, settings)
+    manifest = make_manifest(settings, given.level if given else None, counts, shards)
+    write_manifest(target, manifest)
     return manifest
 
 
-def _read_headers(paths: list[Path], on_progress: Progress) -> tuple[list[SourceFile], list[Rejection]]:
-    chunks = [paths[start : start + HEADERS_PER_TASK] for start in range(0, len(paths), HEADERS_PER_TASK)]
+def _labelled(sources: list[SourceFile], labels: Labels | None, key: Key) -> tuple[list[LabelledFile], int]:
+    """The files with their labels, and the number of labels that belong to none of them."""
+    if labels is None:
+        return [LabelledFile(source, None) for source in sources], 0
+    same: dict[SliceLabels, SliceLabels] = {}  # there are few different ones: one copy each
+    of_name = {key.hash(labels.level, name): same.setdefault(bits, bits) for name, bits in labels.values.items()}
+    files = [LabelledFile(source, of_name.get(getattr(source, labels.level))) for source in sources]
+    return files, len(of_name.keys() - {getattr(source, labels.level) for source in sources})
+
+
+def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    source = iter(items)
+    while chunk := list(islice(source, FILES_PER_TASK)):
+        yield chunk
+
+
+def _read_headers(
+    files: Iterable[FoundFile], key: Key, on_progress: Progress
+) -> tuple[list[SourceFile], list[Rejection]]:
+    """Headers of all files; work starts while the folder is still being listed."""
+    found = 0
+
+    def counted() -> Iterator[list[FoundFile]]:
+        nonlocal found
+        for chunk in _chunks(files):
+            found += len(chunk)
+            yield chunk
+
     sources: list[SourceFile] = []
     rejected: list[Rejection] = []
-    for chunk in fan_out(_headers_of, chunks):
-        sources += [item for item in chunk if isinstance(item, SourceFile)]
-        rejected += [item for item in chunk if isinstance(item, Rejection)]
-        on_progress("headers", len(sources) + len(rejected), len(paths))
+    shared: dict[str, str] = {}
+    for chunk in fan_out(_headers_of, counted(), key):
+        for item in chunk:
+            if isinstance(item, SourceFile):
+                sources.append(_sharing(item, shared))
+            else:
+                rejected.append(item)
+        on_progress("headers", len(sources) + len(rejected), found)
+    if not found:
+        raise DataError("DICOM_DIR must hold files, but the one given is empty; check the path")
     return sorted(sources), sorted(rejected)
 
 
-def _headers_of(paths: list[Path]) -> list[SourceFile | Rejection]:
-    return [_header_of(path) for path in paths]
+def _sharing(item: SourceFile, shared: dict[str, str]) -> SourceFile:
+    """The same with one copy in memory of what the slices of a series have in common."""
+    series, study, patient = (shared.setdefault(name, name) for name in (item.series, item.study, item.patient))
+    return item._replace(series=series, study=study, patient=patient)
 
 
-def _header_of(path: Path) -> SourceFile | Rejection:
-    n_bytes = 0
+def _headers_of(files: list[FoundFile], key: Key) -> list[SourceFile | Rejection]:
+    return [header_of(file, key) for file in files]
+
+
+def header_of(file: FoundFile, key: Key) -> SourceFile | Rejection:
+    """What the header of one file says, identifiers hashed."""
+    found = with_state(file)
     try:
-        info = path.stat()
-        n_bytes = info.st_size
-        return SourceFile(path, n_bytes, info.st_mtime_ns, read_header(path))
-    except OSError:
-        return Rejection(path, n_bytes, "unreadable")
+        return source_file(found, read_header(found.location), key)
     except RejectedError as error:
-        return Rejection(path, n_bytes, error.reason)
+        return Rejection(found.location, found.n_bytes, error.reason)
+
+
+def _one_file_a_slice(headed: list[SourceFile]) -> tuple[list[SourceFile], int, list[Rejection]]:
+    groups = same_slice(headed)
+    ambiguous = [item.location for group in groups if len(group) > 1 for item in group]
+    image_of = dict(pair for pairs in fan_out(_image_hashes, _chunks(ambiguous)) for pair in pairs)
+    return drop_duplicates(groups, image_of)
+
+
+def _image_hashes(locations: list[str]) -> list[tuple[str, str]]:
+    return [(location, image_hash(location)) for location in locations]
+
+
+def image_hash(location: str) -> str:
+    """A hash of a file's stored values, '' when they cannot be read."""
+    try:
+        return read_image(location).stored_sha256
+    except RejectedError:
+        return ""
 
 
 def _build(
-    jobs: list[ShardJob], out: Path, settings: Settings, key: Key, on_progress: Progress
+    jobs: list[ShardJob], out: Folder, settings: Settings, key: Key, on_progress: Progress
 ) -> dict[str, LedgerEntry]:
     """The ledger of all jobs, in their order; only the missing ones are built."""
-    entries = {job.name: entry for job in jobs if (entry := finished_entry(out, job))}
+    entries = {name: entry for name, entry in fan_out(_finished, jobs, out) if entry}
     missing = [job for job in jobs if job.name not in entries]
     if missing:
-        (out / MANIFEST).unlink(missing_ok=True)
-    _remove_others(out, {job.name for job in jobs})
+        out.remove(MANIFEST)
     lengths = {job.name: sum(map(len, job.studies)) for job in jobs}
     on_progress("slices", sum(lengths[name] for name in entries), sum(lengths.values()))
-    for name, entry in fan_out(_build_named, missing, out.resolve(), settings, key):
+    for name, entry in fan_out(_build_named, missing, out, settings, key):
         entries[name] = entry
         on_progress("slices", sum(lengths[name] for name in entries), sum(lengths.values()))
+    _remove_others(out, {job.name for job in jobs})
     return dict(sorted(entries.items()))
 
 
-def _build_named(job: ShardJob, out: Path, settings: Settings, key: Key) -> tuple[str, LedgerEntry]:
+def _finished(job: ShardJob, out: Folder) -> tuple[str, LedgerEntry | None]:
+    return job.name, finished_entry(out, job)
+
+
+def _build_named(job: ShardJob, out: Folder, settings: Settings, key: Key) -> tuple[str, LedgerEntry]:
     return job.name, build_shard(out, job, settings, key)
 
 
-def _remove_others(out: Path, names: set[str]) -> None:
+def _remove_others(out: Folder, jobs: set[str]) -> None:
     """Remove shards of an earlier state of the cohort, and what killed writers left half-written."""
-    for path in [*out.glob("shard-*.parquet"), *out.glob(f"{LEDGER}/shard-*.json"), *out.rglob(".*.aside")]:
-        if path.stem not in names:
-            path.unlink()
+    kept = {f"{name}.parquet" for name in jobs} | {ledger_name(name) for name in jobs}
+    for name in out.names():
+        file = Path(name).name
+        if file.endswith(".aside") or (file.startswith("shard-") and name not in kept):
+            out.remove(name)
 
 
-def _abandon(out: Path) -> None:
+def _abandon(out: Folder) -> None:
     """Leave nothing of a folder in which no file became a row, but whatever a user put there."""
-    shutil.rmtree(out / LEDGER)
-    (out / SETTINGS).unlink()
-    if not any(out.iterdir()):
-        out.rmdir()
+    for name in out.names():
+        if name == SETTINGS or name.startswith(f"{LEDGER}/"):
+            out.remove(name)
+    if (path := out.local_path()) is not None:
+        for folder in (path / LEDGER, path):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def _shard_entries(entries: dict[str, LedgerEntry]) -> list[ShardEntry]:

@@ -1,6 +1,7 @@
 """The one place where the form of a shard stands; its writer and its reader are twins.
 
 A shard is a Parquet file with one row a slice, the slices of a study together and, within a series, from foot to head.
+All columns but the images are the metadata frame.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,48 +17,70 @@ from ichsearch.errors import DataError
 from ichsearch.files import sha256_of
 from ichsearch.labels import LABELS
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 ROW_GROUP_SLICES: Final = 32
 """A fixed chunk: the same slices give the same bytes, however they arrived at the writer."""
+FRAME_SIDE: Final = 128
+IMAGES: Final = ("hu", "frame")
+
+
+def _needed(**types: pa.DataType) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=False) for name, kind in types.items()]
+
+
+def _optional(**types: pa.DataType) -> list[pa.Field]:
+    return [pa.field(name, kind) for name, kind in types.items()]
+
+
+def metadata_schema(size: int) -> pa.Schema:
+    """Columns of the metadata frame: identity, place, crop, header, stored values, labels; texts from fixed lists."""
+    text, flag, small, number = pa.string(), pa.bool_(), pa.int16(), pa.float32()
+    fields = [
+        # Keyed hashes; `patient` is of the study where there is no PatientID.
+        *_needed(slice=text, patient=text, patient_known=flag, study=text, series=text),
+        # Index 0 is nearest the feet; position along the slice normal, growing towards the head.
+        *_needed(series_index=small, series_slices=small, position_mm=number, tilt_degrees=number),
+        # Of the stored image, after crop and resize; the box in pixels of the frame made square.
+        *_needed(spacing_row_mm=number, spacing_column_mm=number, brain_share=number),
+        *_needed(crop_top=small, crop_left=small, crop_side=small),
+        # The header: how the file holds its pixels (PS3.3 C.7.6.3), windows (C.11.2), geometry (C.7.6.2).
+        *_needed(transfer_syntax=text, rows=small, columns=small, bits_allocated=pa.int8(), bits_stored=pa.int8()),
+        *_needed(signed=flag, inverted=flag, rescale_slope=number, rescale_intercept=number),
+        *_optional(padding_value=pa.int32(), window_level_hu=number, window_width_hu=number),
+        *_needed(pixel_spacing_row_mm=number, pixel_spacing_column_mm=number),
+        *_needed(**{f"image_position_{axis}_mm": number for axis in "xyz"}),
+        *_needed(**{f"image_{edge}_{axis}": number for edge in ("row", "column") for axis in "xyz"}),
+        # Acquisition (C.8.2.1).
+        *_optional(slice_thickness_mm=number, gantry_tilt_degrees=number, reconstruction_diameter_mm=number),
+        *_optional(tube_voltage_kv=number, tube_current_ma=number, exposure_mas=number),
+        # The stored values before rescaling; pixels outside [-1024, 3071] HU; whether fix_pxrepr was applied.
+        *_needed(stored_min=pa.int32(), stored_max=pa.int32(), stored_mean=number, stored_std=number),
+        *_needed(clipped_low=pa.int32(), clipped_high=pa.int32(), fixed_wrap=flag),
+        *_needed(stored_sha256=text),  # of the stored values: the same image, the same hash
+        *_optional(**dict.fromkeys(LABELS, pa.int8())),  # 0, 1, or null for an unlabelled slice
+    ]
+    return pa.schema(fields, metadata={"ichsearch_schema_version": str(SCHEMA_VERSION), "size": str(size)})
 
 
 def shard_schema(size: int) -> pa.Schema:
-    """Columns of a shard whose slices are (size, size)."""
-    return pa.schema(
-        [
-            pa.field("slice", pa.string(), nullable=False),  # keyed hash of SOPInstanceUID
-            pa.field("patient", pa.string(), nullable=False),  # keyed hash of PatientID, or of the study without one
-            pa.field("patient_known", pa.bool_(), nullable=False),
-            pa.field("study", pa.string(), nullable=False),
-            pa.field("series", pa.string(), nullable=False),
-            pa.field("series_index", pa.int16(), nullable=False),  # 0 is nearest the feet
-            pa.field("series_slices", pa.int16(), nullable=False),
-            pa.field("position_mm", pa.float32(), nullable=False),  # along the slice normal, growing towards the head
-            pa.field("spacing_row_mm", pa.float32(), nullable=False),  # of the stored image, after crop and resize
-            pa.field("spacing_column_mm", pa.float32(), nullable=False),
-            pa.field("brain_share", pa.float32(), nullable=False),  # of the uncropped frame
-            pa.field("crop_top", pa.int16(), nullable=False),  # in pixels of the frame made square
-            pa.field("crop_left", pa.int16(), nullable=False),
-            pa.field("crop_side", pa.int16(), nullable=False),
-            pa.field("bits_stored", pa.int8(), nullable=False),
-            pa.field("signed", pa.bool_(), nullable=False),
-            pa.field("fixed_wrap", pa.bool_(), nullable=False),  # fix_pxrepr was applied
-            pa.field(
-                "stored_sha256", pa.string(), nullable=False
-            ),  # of the stored values: the same image, the same hash
-            *(pa.field(label, pa.int8()) for label in LABELS),  # 0, 1, or null for an unlabelled slice
-            pa.field("hu", pa.binary(size * size * 2), nullable=False),  # (size, size) little-endian int16
-        ],
-        metadata={"ichsearch_schema_version": str(SCHEMA_VERSION), "size": str(size)},
-    )
+    """Columns of a shard whose slices are (size, size): the metadata frame and the images.
+
+    `hu` is (size, size) little-endian int16. `frame` is the whole frame before cropping, (128, 128) uint8 in the brain
+    window, of the middle slice of each series.
+    """
+    images = [
+        pa.field("hu", pa.binary(size * size * 2), nullable=False),
+        pa.field("frame", pa.binary(FRAME_SIDE * FRAME_SIDE)),
+    ]
+    metadata = metadata_schema(size)
+    return pa.schema([*metadata, *images], metadata=metadata.metadata)
 
 
 class ShardWriter:
     """Appends rows to one Parquet file in row groups of a fixed length; a context manager."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        schema = shard_schema(size)
-        compressed = [name for name in schema.names if name != "hu"]
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        compressed = [name for name in schema.names if name not in IMAGES]
         self._schema = schema
         self._writer = pq.ParquetWriter(
             path,
@@ -65,7 +88,7 @@ class ShardWriter:
             compression="zstd",
             compression_level=1,
             use_dictionary=compressed,
-            write_statistics=compressed,
+            write_statistics=False,
             write_page_checksum=True,
         )
 
@@ -82,9 +105,13 @@ class ShardWriter:
         count = 0
         source = iter(rows)
         while chunk := list(islice(source, ROW_GROUP_SLICES)):
-            self._writer.write_table(pa.Table.from_pylist(chunk, schema=self._schema))
+            self.write_table(pa.Table.from_pylist(chunk, schema=self._schema))
             count += len(chunk)
         return count
+
+    def write_table(self, table: pa.Table) -> None:
+        """Write a table of the writer's schema as one row group."""
+        self._writer.write_table(table)
 
 
 def read_shard(path: Path, sha256: str, size: int) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,184 @@
+"""The child process of `decoder.py`: parses and decodes one file after the other until its input ends.
+
+In: requests on standard input, a file's bytes in shared memory. Out: replies as JSON on a pipe, a frame in that memory.
+"""
+
+import io
+import json
+import mmap
+import os
+import resource
+import signal
+import sys
+import zlib
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.decoders.base import Decoder, get_decoder
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from ichsearch.dicom.decoder import MAP_BYTES, MAX_FILE_BYTES, REPLY, REQUEST, TIME_LIMIT_S, Frame
+from ichsearch.dicom.elements import PIXEL_DATA, SYNTAXES, TAGS, Elements
+from ichsearch.dicom.pixels import read_encoding
+from ichsearch.dicom.reasons import RejectedError
+
+MAX_INFLATED_BYTES: Final = 256 * 2**20
+MEMORY_BYTES: Final = 3 * 2**29
+"""What one file may take beyond what the process needs anyway: 1.5 GiB."""
+FASTEST: Final = {
+    RLELossless: ("pylibjpeg",),
+    JPEGLSLossless: ("pyjpegls", "gdcm"),
+    JPEGLSNearLossless: ("pyjpegls", "gdcm"),
+    JPEGLossless: ("gdcm",),
+    JPEGLosslessSV1: ("gdcm",),
+}
+"""Decoders by measured speed where pydicom's own order tries a slower one first."""
+
+
+def main(memory: int, replies: int) -> None:
+    """Serve requests until standard input ends."""
+    # Identifiers of real cohorts are no valid UIDs (RSNA: ID_12cadc6af): they are opaque text.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    shared = mmap.mmap(memory, MAP_BYTES)
+    _limit_memory()
+    while request := sys.stdin.buffer.read(REQUEST.size):
+        pixels, length = REQUEST.unpack(request)
+        signal.alarm(int(TIME_LIMIT_S) + 5)  # ends a hanging decoder whose parent died
+        answer = json.dumps(_answer(shared, shared[:length], pixels)).encode()
+        signal.alarm(0)
+        os.write(replies, REPLY.pack(len(answer)) + answer)
+
+
+def _limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * mmap.PAGESIZE + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _answer(shared: mmap.mmap, content: bytes, pixels: bool) -> dict[str, Any]:
+    try:
+        ds = _parse(content, pixels=pixels)
+        elements = _elements(ds)
+        reply = {
+            "syntax": elements.syntax,
+            "values": {tag: value.hex() for tag, value in elements.values.items()},
+            "has_pixels": elements.has_pixels,
+            "little_endian": elements.little_endian,
+        }
+        if pixels:
+            frame = decoded_frame(ds, elements)
+            shared[MAX_FILE_BYTES : MAX_FILE_BYTES + frame.nbytes] = frame.tobytes()
+            reply |= {"dtype": frame.dtype.str, "shape": frame.shape}
+    except RejectedError as error:
+        return {"rejected": error.reason}
+    except MemoryError:
+        return {"rejected": "over_limit:memory"}
+    return reply
+
+
+def _parse(content: bytes, *, pixels: bool) -> Dataset:
+    _refuse_bomb(content)
+    tags: list[Any] = [*TAGS, "PlanarConfiguration", *(["PixelData"] if pixels else [])]
+    try:
+        return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=not pixels, specific_tags=tags)
+    except InvalidDicomError:
+        raise RejectedError("not_dicom") from None
+    except (MemoryError, RejectedError):
+        raise
+    except Exception:  # noqa: BLE001 - pydicom's parser raises whatever a damaged file makes it stumble over
+        raise RejectedError("damaged") from None
+
+
+def _refuse_bomb(content: bytes) -> None:
+    """Inflate a deflated data set in small pieces before pydicom does it in one (PS3.5 A.5)."""
+    if DeflatedExplicitVRLittleEndian.encode() not in content[:1024]:
+        return
+    waiting = content[144 + int.from_bytes(content[140:144], "little") :]  # behind the file meta (PS3.10 7.1)
+    unpacker, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while waiting and not unpacker.eof:
+        try:
+            inflated += len(unpacker.decompress(waiting, 2**20))
+        except zlib.error:
+            raise RejectedError("damaged") from None
+        waiting = unpacker.unconsumed_tail
+        if inflated > MAX_INFLATED_BYTES:
+            raise RejectedError("over_limit", "file")
+
+
+def _elements(ds: Dataset) -> Elements:
+    implicit, little_endian = ds.original_encoding
+    if "TransferSyntaxUID" not in ds.file_meta:
+        guessed = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        ds.file_meta.TransferSyntaxUID = guessed if little_endian else ExplicitVRBigEndian
+    values = {tag: value for tag in TAGS.values() if (value := _raw_value(ds, tag))}
+    return Elements(
+        str(ds.file_meta.TransferSyntaxUID), values, None, PIXEL_DATA in ds, little_endian=little_endian is not False
+    )
+
+
+def _raw_value(ds: Dataset, tag: int) -> bytes:
+    """The bytes of an element as they stand in the file, b'' without it; no conversion can stumble over them."""
+    element = ds.get_item(BaseTag(tag))
+    if not isinstance(element, RawDataElement):
+        return b""
+    return element.value or b""
+
+
+def decoded_frame(ds: Dataset, elements: Elements) -> Frame:
+    """The frame in this machine's byte order, (rows, columns), the stored values as they stand.
+
+    Raises:
+        RejectedError: no pixels, fewer than the frame needs, or no decoder that can read them.
+    """
+    encoding = read_encoding(elements)
+    if not elements.has_pixels:
+        raise RejectedError("missing_tag", "PixelData")
+    syntax = UID(elements.syntax)
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise RejectedError("unsupported_syntax") from None
+    if not decoder.is_available:
+        raise RejectedError("unsupported_syntax", SYNTAXES.get(syntax, ""))
+    if not syntax.is_encapsulated and len(ds.PixelData) < encoding.frame_bytes:
+        raise RejectedError("truncated_pixels")
+    frame = _first_success(decoder, ds, syntax)
+    if frame.shape != (encoding.rows, encoding.columns):
+        raise RejectedError("bad_value", "PixelData")
+    if frame.dtype.itemsize > 2:
+        raise RejectedError("bad_value", "BitsAllocated")
+    return frame.astype("<i2" if encoding.signed else "<u2")
+
+
+def _first_success(decoder: Decoder, ds: Dataset, syntax: UID) -> "np.ndarray[Any, Any]":
+    preferred = [name for name in FASTEST.get(syntax, ()) if name in decoder.available_plugins]
+    for plugin in [*preferred, ""]:  # '' tries all in pydicom's order
+        try:
+            return decoder.as_array(ds, raw=True, decoding_plugin=plugin)[0]
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException:  # noqa: BLE001, S112 - pylibjpeg's PanicException is no Exception; try the next decoder
+            continue
+    raise RejectedError("decoder_crash")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
