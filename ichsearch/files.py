@@ -15,15 +15,21 @@ from ichsearch.errors import DataError
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and becomes `path`, on an error it is removed."""
+def written_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path`, on an error it is removed.
+
+    It is synced first, so that a power failure cannot leave a name without its content; not `durable` is for files
+    whose hash is checked before they are believed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     try:
         yield aside
-        sync(aside)
+        if durable:
+            sync(aside)
         aside.replace(path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -37,9 +43,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write `content` so that `path` holds either all of it or what it held before."""
-    with written_aside(path) as aside:
+    with written_aside(path, durable=durable) as aside:
         aside.write_bytes(content)
 
 

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 import numpy as np
 import pydicom
-from dicom_files import Stored, head_hu, stored_12_bit, write_ct
+from dicom_files import Stored, ct_dataset, head_hu, stored_12_bit, write_ct
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -86,7 +87,23 @@ def shipped_ct() -> list[Path]:
 
 def ct(changes: Mapping[str, Any] | None = None, *, stored: Stored = STORED, syntax: str = "explicit") -> Maker:
     """A maker of a CT slice with changed elements, in a transfer syntax by its short name or UID."""
+    if syntax == "big_endian":
+        return lambda folder: write_big_endian(folder / "slice.dcm", stored, changes or {})
     return lambda folder: write_ct(folder / "slice.dcm", stored, changes, syntax=NATIVE.get(syntax, syntax))
+
+
+def write_big_endian(path: Path, stored: Stored, changes: Mapping[str, Any]) -> Path:
+    """The one syntax that pydicom does not convert to: 16-bit pixels have to be swapped first."""
+    ds = ct_dataset(stored, changes)
+    if "PixelData" in ds:
+        pixels = np.frombuffer(ds.PixelData[: len(ds.PixelData) // 2 * 2], np.uint16)
+        ds.PixelData = pixels.byteswap().tobytes()
+    ds.set_original_encoding(False, False, "iso8859")
+    ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    ds.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    ds.save_as(path, enforce_file_format=True)
+    return path
 
 
 def edited(edit: Bytes, source: Maker | None = None) -> Maker:
@@ -181,14 +198,14 @@ def swapped_real_pixels(folder: Path) -> Path:
     return folder / "slice.dcm"
 
 
-def real_tall_header(n_bytes: int) -> Bytes:
-    """Insert a private text element so that the element before Rows ends exactly at `n_bytes`."""
+def header_of_length(n_bytes: int) -> Bytes:
+    """Insert a private element that ends exactly at `n_bytes`, before all that places the slice."""
 
     def edit(content: bytes) -> bytes:
-        rows = content.index(b"\x28\x00\x02\x00US")
-        padding = n_bytes - rows - 12
-        element = b"\x21\x00\x10\x10UN\0\0" + padding.to_bytes(4, "little") + b" " * padding
-        return content[:rows] + element + content[rows:]
+        at = content.index(b"\x20\x00\x0d\x00UI")
+        padding = n_bytes - at - 12
+        element = b"\x19\x00\x10\x10UN\0\0" + padding.to_bytes(4, "little") + b" " * padding
+        return content[:at] + element + content[at:]
 
     return edit
 
@@ -305,9 +322,9 @@ DAMAGE: Final = {
     "text": (raw(b"ID,Label\n1,0\n"), "not_dicom"),
     "zeros": (raw(bytes(40_000)), "not_dicom"),
     "random": (raw(np.random.default_rng(0).bytes(40_000)), "not_dicom"),
-    "magic_then_random": (raw(bytes(128) + b"DICM" + np.random.default_rng(1).bytes(40_000)), "damaged"),
+    "magic_then_random": (raw(bytes(128) + b"DICM" + np.random.default_rng(1).bytes(40_000)), "missing_tag:SOPInstanceUID"),
     "no_preamble": (edited(lambda content: content[132:]), "not_dicom"),
-    "cut_in_a_value": (edited(lambda content: content[: content.index(b"ID_0000000bb") + 5]), "damaged"),
+    "cut_in_a_value": (edited(lambda content: content[: content.index(b"ID_0000000bb") + 5]), "missing_tag:SeriesInstanceUID"),
     "cut_after_identifiers": (
         edited(lambda content: content[: content.index(b"\x28\x00\x10\x00US")]), "missing_tag:Rows",
     ),
@@ -321,13 +338,16 @@ DAMAGE: Final = {
     "no_pixel_data": (ct({"PixelData": None}), "missing_tag:PixelData"),
     "empty_pixel_data": (ct({"PixelData": b""}), "truncated_pixels"),
     "cut_deflated": (edited(lambda content: content[:-100], ct(syntax="deflated")), "damaged"),
-    "cut_rle": (edited(lambda content: content[:-300], ct(syntax=RLELossless)), "decoder_crash"),
-    "cut_jpeg_2000": (edited(lambda content: content[: content.index(JPEG_2000_MARK) + 60], ct(syntax=JPEG2000Lossless)), "decoder_crash"),
+    "cut_rle": (edited(lambda content: content[:-300], ct(syntax=RLELossless)), "truncated_pixels"),
+    "cut_jpeg_2000": (
+        edited(lambda content: content[: content.index(JPEG_2000_MARK) + 60], ct(syntax=JPEG2000Lossless)),
+        "truncated_pixels",
+    ),
     "damaged_jpeg_2000": (
         edited(lambda c: c.replace(JPEG_2000_MARK, b"\xff\x4f\xde\xad"), ct(syntax=JPEG2000Lossless)), "decoder_crash",
     ),
     "no_jpeg": (compressed(b"no JPEG at all, but some text", JPEGBaseline8Bit), "decoder_crash"),
-    "empty_jpeg": (compressed(b"", JPEGBaseline8Bit), "decoder_crash"),
+    "empty_jpeg": (compressed(b"\0\0", JPEGBaseline8Bit), "decoder_crash"),
     "constant": (ct(stored=np.full((SIDE, SIDE), 1024, np.uint16)), "noise_or_constant"),
     "constant_but_for_garbage_bits": (
         ct(stored=(np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE) % 16 << 12) + np.uint16(7)),
@@ -374,6 +394,9 @@ BAD: Final[dict[str, tuple[Maker, str]]] = {
 }  # fmt: skip
 
 
+EXTREMES: Final = (b"\xff" * 4, bytes(4), b"\xff\xff\xff\x7f")
+
+
 def mutants(content: bytes, header_bytes: int, rng: np.random.Generator) -> Iterator[bytes]:
     """Endlessly: bytes flipped anywhere or in the header, cut off, cut out, inserted, repeated, or zeroed."""
     while True:
@@ -393,7 +416,7 @@ def mutants(content: bytes, header_bytes: int, rng: np.random.Generator) -> Iter
         elif kind == 5:
             changed[at % header_bytes : at % header_bytes] = changed[at : at + length]
         else:
-            changed[at % header_bytes : at % header_bytes + 4] = rng.choice([b"\xff" * 4, bytes(4), b"\xff\xff\xff\x7f"])
+            changed[at % header_bytes : at % header_bytes + 4] = EXTREMES[rng.integers(3)]
         yield bytes(changed)
 
 

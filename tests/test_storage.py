@@ -13,7 +13,8 @@ from pyarrow import fs
 
 from ichsearch import storage
 from ichsearch.errors import ConfigError, StorageError
-from ichsearch.storage import Folder, check_location, is_uri, open_folder, read_file
+from ichsearch.locations import check_location, is_uri, parse_location
+from ichsearch.storage import Folder, open_folder, read_file, with_state
 
 BUCKET = "ichsearch-test"
 SECRET = "wJalrXUtnFEMI"  # noqa: S105 - looked for in messages
@@ -92,7 +93,7 @@ def test_a_folder_is_no_file(folder: Folder) -> None:
 @pytest.mark.parametrize("name", ["plain", "sp ace", "per%20cent", "quest?ion=1", "ha#sh", "ümlaut", "tab\tbed"])
 def test_a_found_file_can_be_read(folder: Folder, name: str) -> None:
     folder.write_bytes(f"deep/{name}", b"content")
-    (found,) = folder.files()
+    found = with_state(*folder.files())
     assert found.n_bytes == len(b"content")
     assert found.modified_ns == pytest.approx(time.time_ns(), abs=60e9)
     assert read_file(found.location) == b"content"
@@ -315,4 +316,4 @@ def test_reading_checks_where_credentials_would_go() -> None:
 @pytest.mark.parametrize("location", ["gs://bucket/a", "abfs://container@account.dfs.core.windows.net/a"])
 def test_other_stores_can_be_named_without_the_network(location: str) -> None:
     assert open_folder(location).location == location
-    assert storage._parse(location).store is not None
+    assert storage._store(parse_location(location)) is not None

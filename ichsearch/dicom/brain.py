@@ -65,7 +65,7 @@ def _share(shown: Uint8Image) -> float:
 def _mask(shown: Uint8Image) -> npt.NDArray[np.bool_]:
     taps = int(0.3 * shown.shape[-1] / 4) * 2 + 1
     total = cv2.boxFilter(shown, cv2.CV_32S, (taps, taps), normalize=False, borderType=cv2.BORDER_REPLICATE)
-    mask: npt.NDArray[np.bool_] = total > MASK_THRESHOLD * BRAIN.width_hu * taps**2
+    mask: npt.NDArray[np.bool_] = total > int(MASK_THRESHOLD * BRAIN.width_hu * taps**2)
     return mask
 
 

@@ -36,6 +36,7 @@ from pydicom.uid import (
 
 from ichsearch.dicom.decoder import MAP_BYTES, MAX_FILE_BYTES, REPLY, REQUEST, TIME_LIMIT_S, Frame
 from ichsearch.dicom.elements import PIXEL_DATA, SYNTAXES, TAGS, Elements
+from ichsearch.dicom.memory import keep_freed_memory
 from ichsearch.dicom.pixels import read_encoding
 from ichsearch.dicom.reasons import RejectedError
 
@@ -56,6 +57,7 @@ def main(memory: int, replies: int) -> None:
     """Serve requests until standard input ends."""
     # Identifiers of real cohorts are no valid UIDs (RSNA: ID_12cadc6af): they are opaque text.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    keep_freed_memory()
     shared = mmap.mmap(memory, MAP_BYTES)
     _limit_memory()
     while request := sys.stdin.buffer.read(REQUEST.size):

@@ -11,39 +11,26 @@ from pathlib import Path
 from ichsearch.dicom.decoder import MAX_FILE_BYTES
 from ichsearch.dicom.reasons import RejectedError
 from ichsearch.errors import DataError
-from ichsearch.storage import FoundFile, is_uri, open_folder, read_file
+from ichsearch.locations import is_uri, local_path
+from ichsearch.storage import FoundFile, open_folder, read_file
 
 
 def find_files(folder: str, *, ignore: Path | None = None) -> Iterator[FoundFile]:
     """All entries below `folder` that are not folders, without `ignore` (the labels CSV may be there).
 
     They come as they are found, those of a disk with sizes and times yet to be asked (`with_state`), so that work on
-    a million files starts at once. Linked folders are
-    followed once each, so that a loop of links ends. No message names the folder: its name may be a patient's.
+    a million files starts at once. No message names the folder: its name may be a patient's.
 
     Raises:
         DataError: `folder` is missing, or no folder.
     """
-    if is_uri(folder):
-        return open_folder(folder).files()
-    if not Path(folder).is_dir():
-        state = "is not a folder" if Path(folder).exists() else "does not exist"
+    path = local_path(folder)
+    if path is not None and not path.is_dir():
+        state = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"DICOM_DIR must be an existing folder, but the one given {state}; check the path")
-    return _walk(folder, ignore.stat() if ignore and ignore.exists() else None)
-
-
-def _walk(folder: str, ignored: os.stat_result | None) -> Iterator[FoundFile]:
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        info = Path(parent).stat()
-        if (info.st_dev, info.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((info.st_dev, info.st_ino))
-        for name in files:
-            location = os.path.join(parent, name)  # noqa: PTH118 - a million Path objects take seconds
-            if ignored is None or not _is_same(location, ignored):
-                yield FoundFile(location, 0, 0)
+    ignored = ignore.stat() if ignore and ignore.exists() else None
+    found = open_folder(folder).files()
+    return found if ignored is None else (file for file in found if not _is_same(file.location, ignored))
 
 
 def _is_same(location: str, other: os.stat_result) -> bool:
@@ -53,17 +40,6 @@ def _is_same(location: str, other: os.stat_result) -> bool:
         return False
 
 
-def with_state(file: FoundFile) -> FoundFile:
-    """The file with its size and time, both 0 when they cannot be asked; a store's listing has told them."""
-    if is_uri(file.location):
-        return file
-    try:
-        info = Path(file.location).stat()
-    except OSError:
-        return file
-    return FoundFile(file.location, info.st_size, info.st_mtime_ns)
-
-
 def read_content(location: str, length: int | None = None) -> bytes:
     """A file's bytes, or its first `length`.
 
@@ -71,15 +47,22 @@ def read_content(location: str, length: int | None = None) -> bytes:
         RejectedError: no regular file, not readable, or larger than 64 MiB.
     """
     try:
-        if not is_uri(location):
-            info = Path(location).stat()
-            if not stat.S_ISREG(info.st_mode):
-                raise RejectedError("unreadable")
-            if info.st_size > MAX_FILE_BYTES:
-                raise RejectedError("over_limit", "file")
-        content = read_file(location, 0, length or MAX_FILE_BYTES + 1)
+        content = (read_file if is_uri(location) else _read_regular)(location, 0, length or MAX_FILE_BYTES + 1)
     except OSError:
         raise RejectedError("unreadable") from None
     if len(content) > MAX_FILE_BYTES:
         raise RejectedError("over_limit", "file")
     return content
+
+
+def _read_regular(location: str, start: int, length: int) -> bytes:
+    """As `read_file`, but never waiting for the other end of a pipe."""
+    handle = os.open(location, os.O_RDONLY | os.O_NONBLOCK)
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123 - the handle is open
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode):
+            raise RejectedError("unreadable")
+        if info.st_size > MAX_FILE_BYTES:
+            raise RejectedError("over_limit", "file")
+        file.seek(start)
+        return file.read(length)

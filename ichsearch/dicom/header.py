@@ -3,10 +3,9 @@
 In: a location. Out: a `SliceHeader`, or `RejectedError` with a reason from the fixed list.
 """
 
+import math
 from pathlib import Path
 from typing import Final, NamedTuple
-
-import numpy as np
 
 from ichsearch.dicom.decoder import DECODER
 from ichsearch.dicom.elements import Elements, NotPlainError, walk
@@ -64,17 +63,19 @@ def _read_elements(location: str) -> Elements:
         return DECODER.read(content, pixels=False)[0]
 
 
-def unit_normal(orientation: list[float]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    """The unit normal of a slice, (3,), pointing to the head's end of the body (PS3.3 C.7.6.2.1.1).
+def unit_normal(orientation: list[float]) -> tuple[float, float, float]:
+    """The unit normal of a slice, pointing to the head's end of the body (PS3.3 C.7.6.2.1.1).
 
     Raises:
         RejectedError: the orientation is no pair of directions.
     """
-    normal = np.cross(orientation[:3], orientation[3:])
-    length = float(np.linalg.norm(normal))
+    a, b, c, d, e, f = orientation
+    x, y, z = b * f - c * e, c * d - a * f, a * e - b * d
+    length = math.sqrt(x * x + y * y + z * z)
     if not MIN_AXIAL_COSINE <= length <= 1 / MIN_AXIAL_COSINE:
         raise RejectedError("bad_value", "ImageOrientationPatient")
-    return normal / length * (1.0 if normal[2] >= 0 else -1.0)
+    upward = length if z >= 0 else -length
+    return x / upward, y / upward, z / upward
 
 
 def position_mm(origin_mm: list[float], orientation: list[float]) -> float:
@@ -83,7 +84,7 @@ def position_mm(origin_mm: list[float], orientation: list[float]) -> float:
     Raises:
         RejectedError: the orientation is no pair of directions, or the slice is not axial.
     """
-    upward = unit_normal(orientation)
-    if upward[2] < MIN_AXIAL_COSINE:
+    normal = unit_normal(orientation)
+    if normal[2] < MIN_AXIAL_COSINE:
         raise RejectedError("not_axial")
-    return float(upward @ np.asarray(origin_mm))
+    return sum(along * length_mm for along, length_mm in zip(normal, origin_mm, strict=True))

@@ -18,11 +18,11 @@ from ichsearch.dicom.reasons import RejectedError
 
 MIN_HU: Final = -1024
 MAX_HU: Final = 3071
-SAMPLED_ROW: Final = 8
-"""Noise is looked for in every eighth row."""
+SAMPLED_ROW: Final = 16
+"""Noise is looked for in every sixteenth row."""
 NOISE_STD_HU: Final = 300
 NOISE_SHARE: Final = 0.1
-MIN_NOISE_SIDE: Final = 32
+MIN_NOISE_SIDE: Final = 64
 
 Int16Image = npt.NDArray[np.int16]
 Int32Image = npt.NDArray[np.int32]
@@ -88,12 +88,11 @@ def read_image(location: str | Path) -> SliceImage:
         RejectedError: a needed element is missing or impossible, or the pixels are cut, noise, constant or undecodable.
     """
     elements, encoding, frame = _read_frame(read_content(str(location)))
-    unused_bits = 8 * frame.itemsize - encoding.bits_stored
-    stored = frame if unused_bits == 0 else (frame << unused_bits) >> unused_bits
+    stored = without_garbage(frame, encoding)
     statistics = stored_statistics(stored)
     if statistics.minimum == statistics.maximum:
         raise RejectedError("noise_or_constant")
-    hu, clipped_low, clipped_high = to_hu(stored, encoding)
+    hu, clipped_low, clipped_high = to_hu(stored, encoding, statistics)
     if is_noise(hu):
         raise RejectedError("noise_or_constant")
     return SliceImage(
@@ -184,32 +183,39 @@ def _bits(elements: Elements) -> tuple[int, int, bool]:
     return allocated, stored, representation == 1
 
 
+def without_garbage(frame: Frame, encoding: Encoding) -> Frame:
+    """The values of the stored bits alone: what stands above them may be an overlay, or anything (PS3.5 8.1.1)."""
+    bits = encoding.bits_stored - encoding.signed
+    if -(2**bits) * encoding.signed <= frame.min() and frame.max() < 2**bits:
+        return frame
+    unused = 16 - encoding.bits_stored
+    return (frame << unused) >> unused
+
+
 def stored_statistics(stored: Frame) -> StoredStatistics:
     """Minimum, maximum, mean and standard deviation; rounded, since sums of floats differ between processors."""
-    mean = int(stored.sum(dtype=np.int64)) / stored.size
     values = stored.ravel().astype(np.float32)
+    mean = float(values.sum()) / stored.size
     variance = float(np.dot(values, values)) / stored.size - mean**2
     return StoredStatistics(int(stored.min()), int(stored.max()), round(mean, 2), round(max(variance, 0.0) ** 0.5, 2))
 
 
-def to_hu(stored: Frame, encoding: Encoding) -> tuple[Int16Image, int, int]:
+def to_hu(stored: Frame, encoding: Encoding, statistics: StoredStatistics) -> tuple[Int16Image, int, int]:
     """HU = stored × slope + intercept (PS3.3 C.11.1), clipped to [-1024, 3071]; how many pixels were below, and above.
 
     A wrapped file gets fastai's `fix_pxrepr` first: x + 1000, minus 4096 where that reaches 4096, intercept -1000.
     """
     plain = encoding.slope == 1 and encoding.intercept.is_integer() and not encoding.inverted and not encoding.wrapped
     low, high = MIN_HU - int(encoding.intercept), MAX_HU - int(encoding.intercept)
-    if plain and low >= -(2**15) and high < 2**15:
-        floor = max(low, int(np.iinfo(stored.dtype).min))
-        clipped = stored.clip(floor, high).astype(np.int16, copy=False)
-        return (
-            clipped + np.int16(encoding.intercept),
-            int(np.count_nonzero(stored < low)) if low > floor - 1 else 0,
-            int(np.count_nonzero(stored > high)),
-        )
-    values = _rescaled(stored, encoding)
-    below, above = int(np.count_nonzero(values < MIN_HU)), int(np.count_nonzero(values > MAX_HU))
-    return values.clip(MIN_HU, MAX_HU).astype(np.int16), below, above
+    if not plain or low < -(2**15) or high >= 2**15:
+        values = _rescaled(stored, encoding)
+        below, above = int(np.count_nonzero(values < MIN_HU)), int(np.count_nonzero(values > MAX_HU))
+        return values.clip(MIN_HU, MAX_HU).astype(np.int16), below, above
+    below = int(np.count_nonzero(stored < low)) if statistics.minimum < low else 0
+    above = int(np.count_nonzero(stored > high)) if statistics.maximum > high else 0
+    if below or above:
+        stored = stored.clip(max(low, statistics.minimum), high)
+    return stored.astype(np.int16, copy=False) + np.int16(encoding.intercept), below, above
 
 
 def _rescaled(stored: Frame, encoding: Encoding) -> Int32Image:

@@ -10,6 +10,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from ichsearch.dicom.brain import CropBox, locate_brain, union_box
+from ichsearch.dicom.memory import keep_freed_memory
 from ichsearch.dicom.pixels import read_image
 from ichsearch.dicom.reasons import RejectedError
 from ichsearch.errors import DataError
@@ -52,11 +53,13 @@ class LedgerEntry(Frozen):
 def build_shard(out: Folder, job: ShardJob, settings: Settings, key: Key) -> LedgerEntry:
     """Decode the job's files study by study and write `<name>.parquet` and its ledger entry to `out`.
 
-    Memory is bounded by the largest study. A shard of which no file is usable leaves no Parquet file.
+    Memory is bounded by the largest study. A shard of which no file is usable leaves no Parquet file. Nothing is
+    synced: a shard is believed only while it has the hash of a readable entry, and is built again otherwise.
     """
+    keep_freed_memory()
     quarantined: list[QuarantinedFile] = []
     tally = _Tally()
-    with out.writing(f"{job.name}.parquet") as aside:
+    with out.writing(f"{job.name}.parquet", durable=False) as aside:
         with ShardWriter(aside, shard_schema(settings.size)) as writer:
             rows = (row for study in job.studies for row in _study_rows(study, settings, key, quarantined))
             slices = writer.write(tally.counting(rows))
@@ -64,7 +67,7 @@ def build_shard(out: Folder, job: ShardJob, settings: Settings, key: Key) -> Led
     if not slices:
         out.remove(f"{job.name}.parquet")
     entry = tally.entry(inputs=job.inputs, sha256=sha256, slices=slices, quarantined=quarantined)
-    out.write_bytes(ledger_name(job.name), to_json(entry.model_dump()))
+    out.write_bytes(ledger_name(job.name), to_json(entry.model_dump()), durable=False)
     return entry
 
 

@@ -10,11 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from ichsearch.dicom.find import find_files, with_state
+from ichsearch.dicom.find import find_files
 from ichsearch.dicom.header import read_header
 from ichsearch.dicom.pixels import read_image
 from ichsearch.dicom.reasons import RejectedError
 from ichsearch.errors import DataError
+from ichsearch.locations import is_uri
 from ichsearch.shards.accounting import count, nothing_readable, quarantine_rejected, write_quarantine
 from ichsearch.shards.build import LEDGER, LedgerEntry, build_shard, finished_entry, ledger_name
 from ichsearch.shards.identity import Key, home_folder, load_key
@@ -42,7 +43,7 @@ from ichsearch.shards.plan import (
     source_file,
 )
 from ichsearch.shards.ray_session import fan_out, ray_session
-from ichsearch.storage import Folder, FoundFile, is_uri, open_folder
+from ichsearch.storage import Folder, FoundFile, open_folder, with_state
 
 Item = TypeVar("Item")
 

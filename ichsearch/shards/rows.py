@@ -108,7 +108,7 @@ def _geometry(elements: Elements) -> Row:
     orientation = elements.numbers("ImageOrientationPatient", count=6)
     names = [f"image_{edge}_{axis}" for edge in ("row", "column") for axis in "xyz"]
     return {
-        "tilt_degrees": math.degrees(math.acos(min(1.0, float(unit_normal(orientation)[2])))),
+        "tilt_degrees": math.degrees(math.acos(min(1.0, unit_normal(orientation)[2]))),
         **{f"image_position_{axis}_mm": value for axis, value in zip("xyz", origin_mm, strict=True)},
         **dict(zip(names, orientation, strict=True)),
     }

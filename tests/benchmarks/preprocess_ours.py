@@ -72,7 +72,7 @@ def stored_hash(path: Path) -> str:
 def decode(path: Path) -> NDArray[np.int16]:
     """`read_image` without its hash, its statistics and its checks of the pixels: read, parse, decode, HU."""
     _, encoding, frame = pixels._read_frame(read_content(str(path)))
-    return pixels.squared(pixels.to_hu(frame, encoding)[0])
+    return pixels.squared(pixels.to_hu(frame, encoding, pixels.stored_statistics(frame))[0])
 
 
 def box(hu: NDArray[np.int16]) -> Edges:
