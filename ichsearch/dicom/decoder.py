@@ -124,7 +124,7 @@ class Decoder:
 
 def _elements(reply: dict[str, Any]) -> Elements:
     values = {int(tag): bytes.fromhex(value) for tag, value in reply["values"].items()}
-    return Elements(reply["syntax"], values, None, reply["has_pixels"], reply["little_endian"])
+    return Elements(reply["syntax"], values, None, reply["little_endian"])
 
 
 DECODER: Final = Decoder()

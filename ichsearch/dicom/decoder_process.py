@@ -35,14 +35,16 @@ from pydicom.uid import (
 )
 
 from ichsearch.dicom.decoder import MAP_BYTES, MAX_FILE_BYTES, REPLY, REQUEST, TIME_LIMIT_S, Frame
-from ichsearch.dicom.elements import PIXEL_DATA, SYNTAXES, TAGS, Elements
+from ichsearch.dicom.elements import SYNTAXES, TAGS, Elements, NotPlainError, walk
 from ichsearch.dicom.memory import keep_freed_memory
-from ichsearch.dicom.pixels import read_encoding
+from ichsearch.dicom.pixels import Encoding, read_encoding
 from ichsearch.dicom.reasons import RejectedError
 
 MAX_INFLATED_BYTES: Final = 256 * 2**20
 MEMORY_BYTES: Final = 3 * 2**29
 """What one file may take beyond what the process needs anyway: 1.5 GiB."""
+Source = Dataset | bytes
+
 FASTEST: Final = {
     RLELossless: ("pylibjpeg",),
     JPEGLSLossless: ("pyjpegls", "gdcm"),
@@ -77,16 +79,14 @@ def _limit_memory() -> None:
 
 def _answer(shared: mmap.mmap, content: bytes, pixels: bool) -> dict[str, Any]:
     try:
-        ds = _parse(content, pixels=pixels)
-        elements = _elements(ds)
+        elements, source = _read(content, pixels=pixels)
         reply = {
             "syntax": elements.syntax,
             "values": {tag: value.hex() for tag, value in elements.values.items()},
-            "has_pixels": elements.has_pixels,
             "little_endian": elements.little_endian,
         }
         if pixels:
-            frame = decoded_frame(ds, elements)
+            frame = decoded_frame(source, elements)
             shared[MAX_FILE_BYTES : MAX_FILE_BYTES + frame.nbytes] = frame.tobytes()
             reply |= {"dtype": frame.dtype.str, "shape": frame.shape}
     except RejectedError as error:
@@ -94,6 +94,17 @@ def _answer(shared: mmap.mmap, content: bytes, pixels: bool) -> dict[str, Any]:
     except MemoryError:
         return {"rejected": "over_limit:memory"}
     return reply
+
+
+def _read(content: bytes, *, pixels: bool) -> tuple[Elements, Source]:
+    """Elements, and what the frame is decoded from: PixelData where the walk finds it, else the whole data set."""
+    try:
+        elements = walk(content)
+    except NotPlainError:
+        ds = _parse(content, pixels=pixels)
+        return _elements(ds), ds
+    start, end = elements.pixels or (0, 0)
+    return elements, content[start:end]
 
 
 def _parse(content: bytes, *, pixels: bool) -> Dataset:
@@ -131,9 +142,7 @@ def _elements(ds: Dataset) -> Elements:
         guessed = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         ds.file_meta.TransferSyntaxUID = guessed if little_endian else ExplicitVRBigEndian
     values = {tag: value for tag in TAGS.values() if (value := _raw_value(ds, tag))}
-    return Elements(
-        str(ds.file_meta.TransferSyntaxUID), values, None, PIXEL_DATA in ds, little_endian=little_endian is not False
-    )
+    return Elements(str(ds.file_meta.TransferSyntaxUID), values, None, little_endian is not False)
 
 
 def _raw_value(ds: Dataset, tag: int) -> bytes:
@@ -144,14 +153,18 @@ def _raw_value(ds: Dataset, tag: int) -> bytes:
     return element.value or b""
 
 
-def decoded_frame(ds: Dataset, elements: Elements) -> Frame:
+def decoded_frame(source: Source, elements: Elements) -> Frame:
     """The frame in this machine's byte order, (rows, columns), the stored values as they stand.
+
+    Args:
+        source: a data set with its pixels, or the value of a compressed PixelData element.
+        elements: of the same file.
 
     Raises:
         RejectedError: no pixels, fewer than the frame needs, or no decoder that can read them.
     """
     encoding = read_encoding(elements)
-    if not elements.has_pixels:
+    if isinstance(source, Dataset) and "PixelData" not in source:
         raise RejectedError("missing_tag", "PixelData")
     syntax = UID(elements.syntax)
     try:
@@ -160,26 +173,42 @@ def decoded_frame(ds: Dataset, elements: Elements) -> Frame:
         raise RejectedError("unsupported_syntax") from None
     if not decoder.is_available:
         raise RejectedError("unsupported_syntax", SYNTAXES.get(syntax, ""))
-    if not syntax.is_encapsulated and len(ds.PixelData) < encoding.frame_bytes:
+    if isinstance(source, Dataset) and not syntax.is_encapsulated and len(source.PixelData) < encoding.frame_bytes:
         raise RejectedError("truncated_pixels")
-    frame = _first_success(decoder, ds, syntax)
+    frame = _first_success(decoder, source, encoding, syntax)
     if frame.shape != (encoding.rows, encoding.columns):
         raise RejectedError("bad_value", "PixelData")
     if frame.dtype.itemsize > 2:
         raise RejectedError("bad_value", "BitsAllocated")
-    return frame.astype("<i2" if encoding.signed else "<u2")
+    return frame.astype("<i2" if encoding.signed else "<u2", copy=False)
 
 
-def _first_success(decoder: Decoder, ds: Dataset, syntax: UID) -> "np.ndarray[Any, Any]":
+def _first_success(decoder: Decoder, source: Source, encoding: Encoding, syntax: UID) -> "np.ndarray[Any, Any]":
+    options = {} if isinstance(source, Dataset) else _options(encoding)
     preferred = [name for name in FASTEST.get(syntax, ()) if name in decoder.available_plugins]
     for plugin in [*preferred, ""]:  # '' tries all in pydicom's order
         try:
-            return decoder.as_array(ds, raw=True, decoding_plugin=plugin)[0]
+            return decoder.as_array(source, raw=True, decoding_plugin=plugin, **options)[0]
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException:  # noqa: BLE001, S112 - pylibjpeg's PanicException is no Exception; try the next decoder
             continue
     raise RejectedError("decoder_crash")
+
+
+def _options(encoding: Encoding) -> dict[str, Any]:
+    """What a decoder must know of a frame that comes without its data set."""
+    return {
+        "rows": encoding.rows,
+        "columns": encoding.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME1" if encoding.inverted else "MONOCHROME2",
+        "bits_allocated": encoding.bits_allocated,
+        "bits_stored": encoding.bits_stored,
+        "pixel_representation": int(encoding.signed),
+        "pixel_keyword": "PixelData",
+    }
 
 
 if __name__ == "__main__":

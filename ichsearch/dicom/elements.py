@@ -107,16 +107,19 @@ class Elements:
     Attributes:
         syntax: transfer syntax UID.
         values: raw bytes by tag.
-        pixels: where native PixelData stands in the file's bytes (start, end); None for compressed or no pixels.
-        has_pixels: whether there is a PixelData element at all.
+        pixels: where PixelData stands in the file's bytes (start, end); None without, or where only pydicom knows.
         little_endian: order of the bytes of 16-bit values.
     """
 
     syntax: str
     values: Mapping[int, bytes]
     pixels: tuple[int, int] | None
-    has_pixels: bool
     little_endian: bool = True
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the pixels stand uncompressed in little-endian order."""
+        return self.syntax in (IMPLICIT_LITTLE, EXPLICIT_LITTLE)
 
     def optional_text(self, keyword: str) -> str:
         """An element's text without padding, '' where it is missing; bytes that are no UTF-8 survive as surrogates."""
@@ -191,8 +194,12 @@ def walk(content: bytes) -> Elements:
         values, at, length = _walk(content, at, explicit=explicit, wanted=_WANTED, stop=PIXEL_DATA)
     except (struct.error, UnicodeDecodeError):
         raise NotPlainError from None
-    native = syntax in (IMPLICIT_LITTLE, EXPLICIT_LITTLE) and length not in (None, _UNDEFINED)
-    return Elements(syntax, values, (at, at + (length or 0)) if native else None, length is not None)
+    if length is None:
+        return Elements(syntax, values, None)
+    elements = Elements(syntax, values, (at, len(content) if length == _UNDEFINED else at + length))
+    if elements.is_native == (length == _UNDEFINED):
+        raise NotPlainError  # PS3.5 A.4: compressed pixels have no length of their own, others have
+    return elements
 
 
 def _walk(

@@ -112,11 +112,11 @@ def _read_frame(content: bytes) -> tuple[Elements, Encoding, Frame]:
         elements = walk(content)
     except NotPlainError:
         return _decoded(content)
-    if elements.has_pixels and elements.pixels is None:
-        return _decoded(content)
     encoding = read_encoding(elements)
     if elements.pixels is None:
         raise RejectedError("missing_tag", "PixelData")
+    if not elements.is_native:
+        return _decoded(content)
     start, end = elements.pixels
     if min(end, len(content)) - start < encoding.frame_bytes:
         raise RejectedError("truncated_pixels")
