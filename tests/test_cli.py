@@ -78,17 +78,18 @@ def test_a_folder_without_slices_ends_with_3_and_writes_nothing(tmp_path: Path, 
     if make == "rubbish":
         (dicom / "a.dcm").write_text("<html>")
     done = ichsearch("preprocess", dicom, "--out", out)
-    assert_refused(done, 3, str(dicom))
+    assert_refused(done, 3, "DICOM_DIR")
+    assert str(dicom) not in done.stderr  # a folder may have a patient's name
     assert not out.exists()
 
 
-def test_labels_that_contradict_themselves_end_with_3_naming_the_slice(cohort: Path, tmp_path: Path) -> None:
+def test_labels_that_contradict_themselves_end_with_3_naming_the_line(cohort: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     text = (cohort / "stage_2_train.csv").read_text()
     first = text.splitlines()[1]
     labels.write_text(text + first[:-1] + ("0" if first.endswith("1") else "1") + "\n")
     done = ichsearch("preprocess", cohort / "dicom", "--labels", labels, "--out", tmp_path / "shards")
-    assert_refused(done, 3, first.partition(",")[0])
+    assert_refused(done, 3, f"line {len(text.splitlines()) + 1} contradicts")
     assert not (tmp_path / "shards").exists()
 
 

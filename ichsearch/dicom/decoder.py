@@ -47,6 +47,8 @@ class Decoder:
     def read(self, content: bytes, *, pixels: bool) -> tuple[Elements, Frame | None]:
         """Elements of a file, and with `pixels` its frame as stored, (rows, columns) int16 or uint16.
 
+        The frame lies in the shared memory: it stands until the next file is read.
+
         Raises:
             RejectedError: whatever is wrong with the file, a crash (`decoder_crash`) or `over_limit:time`.
         """
@@ -118,7 +120,8 @@ class Decoder:
 
     def _frame(self, reply: dict[str, Any]) -> Frame:
         dtype, shape = np.dtype(reply["dtype"]), tuple(reply["shape"])
-        frame: Frame = np.frombuffer(self._map, dtype, shape[0] * shape[1], MAX_FILE_BYTES).reshape(shape).copy()
+        frame: Frame = np.frombuffer(self._map, dtype, shape[0] * shape[1], MAX_FILE_BYTES).reshape(shape)
+        frame.flags.writeable = False
         return frame
 
 

@@ -22,11 +22,13 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels.decoders.base import Decoder, get_decoder
 from pydicom.tag import BaseTag
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -49,6 +51,8 @@ FASTEST: Final = {
     RLELossless: ("pylibjpeg",),
     JPEGLSLossless: ("pyjpegls", "gdcm"),
     JPEGLSNearLossless: ("pyjpegls", "gdcm"),
+    JPEG2000: ("pylibjpeg",),
+    JPEG2000Lossless: ("pylibjpeg",),
     JPEGLossless: ("gdcm",),
     JPEGLosslessSV1: ("gdcm",),
 }
@@ -87,7 +91,7 @@ def _answer(shared: mmap.mmap, content: bytes, pixels: bool) -> dict[str, Any]:
         }
         if pixels:
             frame = decoded_frame(source, elements)
-            shared[MAX_FILE_BYTES : MAX_FILE_BYTES + frame.nbytes] = frame.tobytes()
+            np.frombuffer(shared, frame.dtype, frame.size, MAX_FILE_BYTES)[:] = frame.ravel()
             reply |= {"dtype": frame.dtype.str, "shape": frame.shape}
     except RejectedError as error:
         return {"rejected": error.reason}

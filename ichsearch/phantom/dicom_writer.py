@@ -4,12 +4,12 @@ In: stored values and where they lie. Out: a file with the header elements of an
 identifiers (not valid UIDs) and no InstanceNumber.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
@@ -36,9 +36,7 @@ def write_slice(
     scanner: Scanner,
 ) -> None:
     """Write slice `index` of `stack`; `stored` is (matrix, matrix). OSError if the file cannot be written."""
-    with warnings.catch_warnings():
-        # The identifiers break VR UI on purpose: so do those of the RSNA set.
-        warnings.filterwarnings("ignore", message="Invalid value for VR UI")
+    with disable_value_validation():  # the identifiers break VR UI on purpose: so do those of the RSNA set
         dataset = _identified(identity)
         _place(dataset, stack, index)
         _describe_pixels(dataset, scanner)
