@@ -70,7 +70,9 @@ def image_or_reason(path: Path) -> SliceImage | str:
 
 def real_files(*folders: str) -> list[Path]:
     """Files of real scanners outside the repository; none where the data is not there."""
-    return [path for folder in folders or ("rsna_dcm", "ge_head") for path in sorted((REAL_DATA / folder).glob("*.dcm"))]
+    return [
+        path for folder in folders or ("rsna_dcm", "ge_head") for path in sorted((REAL_DATA / folder).glob("*.dcm"))
+    ]
 
 
 def shipped(name: str) -> Path:
@@ -165,6 +167,11 @@ def deflated_bomb(n_bytes: int = 300 * 2**20) -> Maker:
         return content[:start] + packed
 
     return edited(edit, ct(syntax="deflated"))
+
+
+def rle_of(runs: int) -> bytes:
+    """An RLE stream of two segments, each of runs of 128 zeros (PS3.5 annex G)."""
+    return (2).to_bytes(4, "little") + (64).to_bytes(4, "little") * 2 + bytes(52) + b"\x81\0" * runs
 
 
 def link(target: str) -> Maker:
@@ -287,7 +294,10 @@ OBJECTS: Final = {
     "presentation_state": (ct({"SOPClassUID": PRESENTATION_STATE, "Modality": "PR"}), "not_ct_image"),
     "presentation_state_of_ct": (ct({"SOPClassUID": PRESENTATION_STATE}), "not_ct_image"),
     "enhanced_ct": (ct({"SOPClassUID": CT_ENHANCED}), "not_ct_image"),
-    "unknown_syntax": (edited(lambda c: c.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0")), "unsupported_syntax"),
+    "unknown_syntax": (
+        edited(lambda content: content.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0")),
+        "unsupported_syntax",
+    ),
     "video_syntax": (compressed(b"\0\0\0\1", "1.2.840.10008.1.2.4.102"), "unsupported_syntax"),
     **{
         name: (of_pydicom(name), reason)
@@ -322,9 +332,13 @@ DAMAGE: Final = {
     "text": (raw(b"ID,Label\n1,0\n"), "not_dicom"),
     "zeros": (raw(bytes(40_000)), "not_dicom"),
     "random": (raw(np.random.default_rng(0).bytes(40_000)), "not_dicom"),
-    "magic_then_random": (raw(bytes(128) + b"DICM" + np.random.default_rng(1).bytes(40_000)), "missing_tag:SOPInstanceUID"),
+    "magic_then_random": (
+        raw(bytes(128) + b"DICM" + np.random.default_rng(1).bytes(40_000)), "missing_tag:SOPInstanceUID",
+    ),
     "no_preamble": (edited(lambda content: content[132:]), "not_dicom"),
-    "cut_in_a_value": (edited(lambda content: content[: content.index(b"ID_0000000bb") + 5]), "missing_tag:SeriesInstanceUID"),
+    "cut_in_a_value": (
+        edited(lambda content: content[: content.index(b"ID_0000000bb") + 5]), "missing_tag:SeriesInstanceUID",
+    ),
     "cut_after_identifiers": (
         edited(lambda content: content[: content.index(b"\x28\x00\x10\x00US")]), "missing_tag:Rows",
     ),
@@ -361,11 +375,11 @@ DAMAGE: Final = {
 BOMBS: Final = {
     "deflated_300_mib": (deflated_bomb(), "over_limit:file"),
     "rle_of_65535_squared": (
-        compressed((2).to_bytes(4, "little") + bytes(60) + b"\x81\0" * 3000, RLELossless, {"Rows": 65535, "Columns": 65535}),
+        compressed(rle_of(3000), RLELossless, {"Rows": 65535, "Columns": 65535}),
         "over_limit:Rows",
     ),
     "rle_of_65535_squared_in_its_stream": (
-        compressed((2).to_bytes(4, "little") + (64).to_bytes(4, "little") * 2 + bytes(52) + b"\x81\0" * 2**20, RLELossless),
+        compressed(rle_of(2**20), RLELossless),
         "decoder_crash",
     ),
     "nested_5000": (edited(at_element(b"\x08\x00\x18\x00UI", NESTED_ITEM * 5000)), "damaged"),

@@ -4,8 +4,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -21,11 +21,11 @@ from bad_files import (
     ct,
     edited,
     header_length,
+    header_of_length,
     image_or_reason,
     mutants,
     outcome,
     real_files,
-    header_of_length,
     shipped,
     shipped_ct,
     write_big_endian,

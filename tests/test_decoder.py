@@ -23,8 +23,8 @@ from pydicom.uid import (
 
 from ichsearch.dicom import decoder as decoder_module
 from ichsearch.dicom import pixels as pixels_module
-from ichsearch.dicom.decoder import DECODER, Decoder
-from ichsearch.dicom.elements import SHORTS, TAGS, NotPlainError, walk
+from ichsearch.dicom.decoder import Decoder
+from ichsearch.dicom.elements import SHORTS, TAGS, Elements, NotPlainError, walk
 from ichsearch.dicom.pixels import read_image
 from ichsearch.dicom.reasons import RejectedError
 
@@ -140,9 +140,7 @@ def test_an_interrupt_while_waiting_leaves_no_reply_for_the_next_file(
 
 
 @pytest.mark.timeout(120)
-def test_a_file_that_wants_too_much_memory_costs_itself_alone(
-    decoder: Decoder, content: bytes, tmp_path: Path
-) -> None:
+def test_a_file_that_wants_too_much_memory_costs_itself_alone(decoder: Decoder, content: bytes, tmp_path: Path) -> None:
     greedy = deflated_behind_a_long_meta(deflated_bomb(2**31)(tmp_path).read_bytes())
 
     assert reason_of(decoder, greedy, pixels=False) in ("over_limit:memory", "over_limit:file", "decoder_crash")
@@ -210,6 +208,10 @@ def made_files(folder: Path) -> list[Path]:
     return [*made, write_big_endian(folder / "big_endian.dcm", stored, odd)]
 
 
+def not_empty(elements: Elements) -> dict[int, bytes]:
+    return {tag: value for tag, value in elements.values.items() if value}
+
+
 def test_the_walk_and_pydicom_read_the_same_values(tmp_path: Path, decoder: Decoder) -> None:
     names = ("rtplan.dcm", "MR_small.dcm", "MR_small_implicit.dcm", "JPEG2000.dcm", "test-SR.dcm", "nested_priv_SQ.dcm")
     walked = 0
@@ -221,7 +223,7 @@ def test_the_walk_and_pydicom_read_the_same_values(tmp_path: Path, decoder: Deco
             continue
         walked += 1
         expected, _ = decoder.read(content, pixels=False)
-        assert {tag: value for tag, value in found.values.items() if value} == expected.values, path.name
+        assert not_empty(found) == not_empty(expected), path.name
         assert (found.syntax, found.little_endian) == (expected.syntax, expected.little_endian), path.name
     assert walked >= 20
 
@@ -257,6 +259,10 @@ def test_frames_of_the_walk_are_those_of_pydicom(tmp_path: Path, monkeypatch: py
         with pydicom.config.disable_value_validation():
             ds = pydicom.dcmread(path)
         if ds.file_meta.TransferSyntaxUID in native and "PixelData" in ds:
+            try:
+                walk(path.read_bytes())
+            except NotPlainError:
+                continue
             _, _, frame = pixels_module._read_frame(path.read_bytes())
             assert np.array_equal(frame, ds.pixel_array), path.name
             compared += 1

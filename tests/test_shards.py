@@ -1,7 +1,9 @@
 """Shards, their plan, their manifest and the key: equal input gives equal bytes, and damage is refused."""
 
+import pickle
 import random
 import stat
+import tracemalloc
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -43,7 +45,7 @@ from ichsearch.shards.plan import (
     same_slice,
     source_file,
 )
-from ichsearch.shards.preprocess import image_hash
+from ichsearch.shards.preprocess import image_hash, one_copy
 from ichsearch.shards.schema import ROW_GROUP_SLICES, ShardWriter, read_shard, shard_schema
 from ichsearch.storage import FoundFile, open_folder
 
@@ -473,3 +475,25 @@ def test_the_same_image_under_two_uids_is_kept_twice(tmp_path: Path) -> None:
     files = [source(tmp_path, "a.dcm", 1), source(tmp_path, "b.dcm", 1, "ID_2")]
 
     assert without_duplicates(files) == (files, 0, [])
+
+
+def test_the_driver_keeps_less_than_a_kilobyte_a_file() -> None:
+    slices, files = 30, 12_000
+    location = "/a/folder/as/long/as/they/are/where/studies/are/exported/study{}/series{}/slice{}.dcm"
+    tracemalloc.start()
+    shared: dict[str, str] = {}
+    sources = []
+    for number in range(files):
+        study = f"1.2.840.113619.2.{number // slices}"
+        header = SliceHeader(f"{study}.1.{number}", study, f"{study}.1", f"patient {number // slices}", 2.5 * number)
+        found = FoundFile(location.format(number // slices, 1, number), 525_000 + number, 10**18 + number)
+        sources.append(one_copy(pickle.loads(pickle.dumps(source_file(found, header, KEY))), shared))  # noqa: S301 - own
+    kept, _, _ = drop_duplicates(same_slice(sources), {})
+    labels = {source.slice: (0, 0, 0, 0, 0, 0) for source in kept}
+    jobs = plan_shards([LabelledFile(source, labels[source.slice]) for source in kept], "settings", 256)
+    used_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert sum(len(files_of(job)) for job in jobs) == files
+    assert used_bytes / files < 1000
+    assert peak_bytes / files < 1000

@@ -3,11 +3,14 @@
 import os
 import pickle
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dicom_files import head_hu, stored_12_bit, write_ct
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
@@ -317,3 +320,34 @@ def test_reading_checks_where_credentials_would_go() -> None:
 def test_other_stores_can_be_named_without_the_network(location: str) -> None:
     assert open_folder(location).location == location
     assert storage._store(parse_location(location)) is not None
+
+
+def preprocess(dicom: str | Path, out: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [
+        str(Path(sys.executable).with_name("ichsearch")),
+        "preprocess",
+        str(dicom),
+        "--out",
+        str(out),
+        "--size",
+        "32",
+    ]
+    environment = os.environ | {"ICHSEARCH_HOME": str(home)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_bucket_of_dicom_becomes_a_bucket_of_shards(remote: Folder, tmp_path: Path) -> None:
+    for index in range(6):
+        changes = {"SOPInstanceUID": f"ID_{index}", "StudyInstanceUID": f"study {index // 3}"}
+        path = write_ct(tmp_path / "local" / f"{index}.dcm", stored_12_bit(head_hu(64, seed=index)), changes)
+        remote.write_bytes(f"dicom/{index}.dcm", path.read_bytes())
+    remote.write_bytes("dicom/notes.txt", b"no DICOM")
+    (tmp_path / "local" / "notes.txt").write_text("no DICOM")
+
+    done = preprocess(f"{remote.location}/dicom", f"{remote.location}/shards", tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    assert preprocess(tmp_path / "local", tmp_path / "shards", tmp_path / "home").returncode == 0
+
+    stored, local = open_folder(f"{remote.location}/shards"), open_folder(tmp_path / "shards")
+    assert stored.names() == local.names()
+    assert stored.read_bytes("metadata.parquet") == local.read_bytes("metadata.parquet")

@@ -3,7 +3,6 @@
 In: the key of this user, in a file of mode 0600 below `ICHSEARCH_HOME` (default `~/.ichsearch`). Out: hashes.
 """
 
-import hashlib
 import hmac
 import os
 import secrets
@@ -29,7 +28,7 @@ class Key:
     def hash(self, kind: str, identifier: str) -> str:
         """32 hexadecimal digits for an identifier; the same text of another `kind` gives others."""
         text = f"{kind}\0{identifier}".encode(errors="surrogateescape")  # a file's name need not be UTF-8
-        return hmac.new(self._secret, text, hashlib.sha256).hexdigest()[:32]
+        return hmac.digest(self._secret, text, "sha256").hex()[:32]
 
     @property
     def id(self) -> str:

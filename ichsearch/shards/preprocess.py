@@ -137,7 +137,7 @@ def _read_headers(
     for chunk in fan_out(_headers_of, counted(), key):
         for item in chunk:
             if isinstance(item, SourceFile):
-                sources.append(_sharing(item, shared))
+                sources.append(one_copy(item, shared))
             else:
                 rejected.append(item)
         on_progress("headers", len(sources) + len(rejected), found)
@@ -146,7 +146,7 @@ def _read_headers(
     return sorted(sources), sorted(rejected)
 
 
-def _sharing(item: SourceFile, shared: dict[str, str]) -> SourceFile:
+def one_copy(item: SourceFile, shared: dict[str, str]) -> SourceFile:
     """The same with one copy in memory of what the slices of a series have in common."""
     series, study, patient = (shared.setdefault(name, name) for name in (item.series, item.study, item.patient))
     return item._replace(series=series, study=study, patient=patient)
