@@ -15,10 +15,10 @@ import pydicom
 import pytest
 from bad_files import BAD, STORED
 from dicom_files import head_hu, stored_12_bit, write_ct
-from pydicom.datadict import DicomDictionary
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEG2000Lossless
+from pydicom.uid import UID, JPEG2000Lossless
 
 from ichsearch.dicom.elements import TAGS
 from ichsearch.labels import LABELS
@@ -69,7 +69,7 @@ def write_canary(path: Path, index: int, *, study: str = "1", syntax: str | None
     ds = pydicom.dcmread(path)
     canary_dataset(ds)
     ds.file_meta.SourceApplicationEntityTitle = CANARY
-    ds.file_meta.MediaStorageSOPInstanceUID = f"1.2.{CANARY}"
+    ds.file_meta.MediaStorageSOPInstanceUID = UID(f"1.2.{CANARY}")
     ds.preamble = (CANARY * 13)[:128].encode()
     with pydicom.config.disable_value_validation():
         ds.save_as(path)
