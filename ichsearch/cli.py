@@ -144,10 +144,11 @@ def preprocess(
             on_progress=show,
         )
     _print_counts(manifest)
-    there = shlex.quote(shards)
-    say(f"shards in {shards}; look at them: ichsearch inspect {there}")
-    name = shlex.quote(Path(shards).absolute().name)
-    say(f"then: ichsearch run --space quickstart.yaml --data {there} --out runs/{name}")
+    say(f"shards in {shards}")
+    if "://" not in shards:
+        there, name = shlex.quote(shards), shlex.quote(Path(shards).absolute().name)
+        say(f"look at them: ichsearch inspect {there}")
+        say(f"then: ichsearch run --space quickstart.yaml --data {there} --out runs/{name}")
     if strict and manifest.counts.quarantined:
         raise DataError(
             f"--strict: no file may be quarantined, but {manifest.counts.quarantined} are; the others have "
@@ -157,12 +158,16 @@ def preprocess(
 
 @app.command()
 def inspect(
-    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards.")],
+    location: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder of shards.")],
     folder: Annotated[Path | None, typer.Option("--out", help="Where the page goes; default SHARDS/inspect.")] = None,
 ) -> None:
     """Draw what a folder of shards holds: one HTML page for any browser, offline, and its pictures as PNG."""
+    from ichsearch.locations import is_uri
     from ichsearch.report.inspect import write_inspection
 
+    if is_uri(location):
+        raise ConfigError("inspect reads shards on a disk, but got the URI of a store; copy the folder here first")
+    shards = Path(location)
     page = write_inspection(shards, folder or shards / "inspect")
     say(f"{page}: open it in a browser")
 

@@ -216,13 +216,18 @@ class _LocalFolder(Folder):
 
     def files(self) -> Iterator[FoundFile]:
         seen: set[tuple[int, int]] = set()
-        for parent, folders, names in os.walk(self.location, followlinks=True):
-            info = Path(parent).stat()
-            if (info.st_dev, info.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((info.st_dev, info.st_ino))
+        closed: list[str] = []  # folders that cannot be listed: whoever reads them finds them unreadable
+        for parent, folders, names in os.walk(
+            self.location, followlinks=True, onerror=lambda error: closed.append(error.filename)
+        ):
+            with suppress(OSError):
+                info = Path(parent).stat()
+                if (info.st_dev, info.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((info.st_dev, info.st_ino))
             yield from (FoundFile(os.path.join(parent, name), 0, 0) for name in names)  # noqa: PTH118 - a million Paths
+        yield from (FoundFile(folder, 0, 0) for folder in closed if Path(folder).exists())
 
     def names(self) -> list[str]:
         found = (Path(parent, name) for parent, _, names in os.walk(self.location) for name in names)

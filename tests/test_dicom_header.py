@@ -11,8 +11,9 @@ from dicom_files import AXIAL, TILTED, head_hu, stored_12_bit, write_ct
 from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from ichsearch.dicom.elements import IMPLICIT_LITTLE as IMPLICIT
 from ichsearch.dicom.find import find_files
-from ichsearch.dicom.header import SliceHeader, position_mm, read_header
+from ichsearch.dicom.header import HEADER_BYTES, SliceHeader, position_mm, read_header
 from ichsearch.dicom.pixels import read_image
 from ichsearch.dicom.reasons import REASONS, RejectedError
 from ichsearch.errors import DataError
@@ -249,8 +250,8 @@ def test_a_file_that_vanished_is_refused(tmp_path: Path) -> None:
     assert reason_of(tmp_path / "gone.dcm") == "unreadable"
 
 
-def found_below(folder: Path, ignore: Path | None = None) -> list[Path]:
-    return sorted(Path(file.location) for file in find_files(str(folder), ignore=ignore))
+def found_below(folder: Path, labels: Path | None = None) -> list[Path]:
+    return sorted(Path(file.location) for file in find_files(str(folder), labels=labels))
 
 
 def test_files_are_found_once_in_order_and_without_the_labels(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_files_are_found_once_in_order_and_without_the_labels(tmp_path: Path) ->
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    found = found_below(tmp_path, ignore=tmp_path / "a" / ".." / "labels.csv")
+    found = found_below(tmp_path, labels=tmp_path / "a" / ".." / "labels.csv")
 
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a/1.dcm", "b/2.dcm", "c"]
 
@@ -276,7 +277,7 @@ def test_a_loop_of_linked_folders_ends(tmp_path: Path) -> None:
 def test_a_link_to_itself_is_found_like_any_entry(tmp_path: Path) -> None:
     (tmp_path / "loop.dcm").symlink_to("loop.dcm")
 
-    assert found_below(tmp_path, ignore=tmp_path / "labels.csv") == [tmp_path / "loop.dcm"]
+    assert found_below(tmp_path, labels=tmp_path / "labels.csv") == [tmp_path / "loop.dcm"]
 
 
 @pytest.mark.parametrize(("name", "says"), [("missing", "does not exist"), ("file", "is not a folder")])
@@ -286,3 +287,39 @@ def test_what_is_no_folder_is_refused_without_its_name(tmp_path: Path, name: str
     with pytest.raises(DataError, match=f"the one given {says}") as caught:
         find_files(str(tmp_path / name))
     assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("padding", range(0, 40, 2))
+def test_a_header_longer_than_the_first_piece_is_read_whole(tmp_path: Path, padding: int) -> None:
+    """Some element ends exactly where the first piece does."""
+    path = write_ct(tmp_path / "slice.dcm", stored_12_bit(head_hu()))
+    content = path.read_bytes()
+    at = content.index(b"\x20\x00\x0d\x00UI")  # StudyInstanceUID
+    filler = b"\x19\x00\x01\x10UN\0\0" + (HEADER_BYTES - at - 12 + padding - 20).to_bytes(4, "little")
+    path.write_bytes(content[:at] + filler + bytes(HEADER_BYTES - at - 12 + padding - 20) + content[at:])
+
+    assert read_header(path).study_uid == "ID_0000000bb"
+
+
+def test_a_megabyte_of_identifier_is_refused(tmp_path: Path) -> None:
+    path = write_ct(tmp_path / "slice.dcm", stored_12_bit(head_hu()), {"PatientID": b"x" * 2**20}, syntax=IMPLICIT)
+
+    with pytest.raises(RejectedError, match=r"^bad_value:PatientID$"):
+        read_header(path)
+
+
+def test_a_folder_that_cannot_be_listed_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed" / "1.dcm").touch()
+    listed = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    assert found_below(tmp_path) == [tmp_path / "closed"]
+    with pytest.raises(RejectedError, match=r"^unreadable$"):
+        read_header(tmp_path / "closed")

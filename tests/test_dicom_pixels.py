@@ -1,5 +1,6 @@
 """Stored values become HU as DICOM and fastai say, whatever the encoding."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,7 @@ def test_a_missing_element_is_named(tmp_path: Path, keyword: str) -> None:
         ("PixelSpacing", b"0\\0.5", "bad_value"),
         ("PixelSpacing", b"0.5\\-0.5", "bad_value"),
         ("HighBit", 15, "bad_value"),
+        ("SamplesPerPixel", 3, "bad_value"),
         ("PixelRepresentation", 2, "bad_value"),
         ("BitsAllocated", 32, "bad_value"),
         ("BitsStored", 7, "bad_value"),
@@ -411,3 +413,33 @@ def test_eight_bit_frames_are_read(tmp_path: Path) -> None:
     )
 
     assert np.array_equal(image.hu, stored.astype(np.int16) - 1024)
+
+
+@pytest.mark.parametrize("intercept", [3071, 3072, 4000, 20000, 32767, -32768])
+@pytest.mark.parametrize("stored", [stored_12_bit(head_hu()), head_hu()], ids=["unsigned", "signed"])
+def test_no_intercept_is_too_large_or_too_small(tmp_path: Path, stored: Stored, intercept: int) -> None:
+    image = read(tmp_path, stored, RescaleIntercept=intercept, BitsStored=16, HighBit=15)
+
+    true = stored.astype(np.int64) + intercept
+    assert np.array_equal(image.hu, true.clip(-1024, 3071))
+    assert (image.clipped_low, image.clipped_high) == (np.sum(true < -1024), np.sum(true > 3071))
+
+
+def test_statistics_of_values_far_from_zero_are_exact(tmp_path: Path) -> None:
+    stored = np.random.default_rng(1).integers(32700, 32760, (64, 64)).astype(np.uint16)
+
+    statistics = read(tmp_path, stored, BitsStored=16, HighBit=15, RescaleIntercept=-32768).statistics
+
+    assert statistics.std == pytest.approx(stored.std(), abs=0.01)
+
+
+def test_implicit_files_are_read_without_the_decoder(tmp_path: Path) -> None:
+    path = write_ct(tmp_path / "slice.dcm", stored_12_bit(head_hu()), syntax=ImplicitVRLittleEndian)
+
+    assert walk(path.read_bytes()).is_native
+
+
+def test_a_refusal_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(RejectedError("missing_tag", "Rows")))  # noqa: S301 - our own bytes
+
+    assert error.reason == "missing_tag:Rows"

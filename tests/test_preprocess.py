@@ -495,3 +495,38 @@ def test_the_paths_of_quarantined_files_are_told_to_their_user_alone(tmp_path: P
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     assert names == paths.keys()
     assert set(paths.values()) == {str(dicom / f"{CANARY}2.dcm"), str(dicom / f"{CANARY}.txt")}
+
+
+def test_moved_files_and_a_refused_one_among_them_are_accounted_for_again(small: Path, tmp_path: Path) -> None:
+    cut = write_slice(small / "deep" / "cut.dcm", series="B", index=8)
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    first = preprocess(small, tmp_path / "out", size=SIZE)
+    (small / "deep").rename(small / "moved")
+
+    assert preprocess(small, tmp_path / "out", size=SIZE).counts == first.counts
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(small: Path, tmp_path: Path) -> None:
+    first = preprocess(small, tmp_path / "out", size=SIZE)
+    before = contents(tmp_path / "out")
+    (entry,) = [path for path in (tmp_path / "out" / "ledger").iterdir() if path.name == "shard-00000.json"]
+    value = json.loads(entry.read_text())
+    value["quarantined"] = [{"file": "f", "reason": "unreadable", "n_bytes": 1}]
+    entry.write_text(json.dumps(value))
+
+    assert preprocess(small, tmp_path / "out", size=SIZE) == first
+    assert contents(tmp_path / "out") == before
+
+
+def test_shards_below_the_dicom_folder_are_no_input(small: Path) -> None:
+    first = preprocess(small, small / "shards", size=SIZE)
+
+    assert preprocess(small, small / "shards", size=SIZE) == first
+
+
+def test_a_run_killed_before_its_first_file_can_go_on(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".settings.json.123.aside").write_text("{")
+
+    assert preprocess(small, tmp_path / "out", size=SIZE).counts.ok == SERIES_A + SERIES_B
+    assert not list((tmp_path / "out").rglob("*.aside"))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from threading import Lock
+from time import monotonic
 from typing import Any, Final
 
 import numpy as np
@@ -21,25 +22,30 @@ import numpy.typing as npt
 
 from ichsearch.dicom.elements import Elements
 from ichsearch.dicom.reasons import RejectedError
+from ichsearch.errors import IchsearchError
 
 MAX_FILE_BYTES: Final = 64 * 2**20
 MAX_SIDE: Final = 4096
 MAP_BYTES: Final = MAX_FILE_BYTES + MAX_SIDE * MAX_SIDE * 2
 """A file's bytes from 0, a frame's from `MAX_FILE_BYTES`; only pages that are touched exist."""
 TIME_LIMIT_S: Final = 60.0
+START_LIMIT_S: Final = 120.0
 REQUEST: Final = struct.Struct("<?Q")
 REPLY: Final = struct.Struct("<Q")
 
 Frame = npt.NDArray[np.int16] | npt.NDArray[np.uint16]
 
 
+class DecoderStartError(IchsearchError):
+    """The decoding process cannot run on this machine: no file's fault."""
+
+
 class Decoder:
     """One child process that parses and decodes, started when first needed."""
 
     def __init__(self) -> None:
-        self._memory = os.memfd_create("ichsearch")
-        os.ftruncate(self._memory, MAP_BYTES)
-        self._map = mmap.mmap(self._memory, MAP_BYTES)
+        self._memory = -1
+        self._map = mmap.mmap(-1, 1)
         self._child: subprocess.Popen[bytes] | None = None
         self._replies = -1
         self._lock = Lock()
@@ -83,10 +89,14 @@ class Decoder:
         return self._child.pid if self._child else None
 
     def _start(self) -> None:
+        if self._memory < 0:
+            self._memory = os.memfd_create("ichsearch")
+            os.ftruncate(self._memory, MAP_BYTES)
+            self._map = mmap.mmap(self._memory, MAP_BYTES)
         self._replies, answers = os.pipe()
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._child = subprocess.Popen(  # noqa: S603 - this Python, this package
-            [sys.executable, "-m", "ichsearch.dicom.decoder_process", str(self._memory), str(answers)],
+            [sys.executable, "-P", "-m", "ichsearch.dicom.decoder_process", str(self._memory), str(answers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,  # what decoders print may hold header text
             stderr=subprocess.DEVNULL,
@@ -94,6 +104,13 @@ class Decoder:
             env=os.environ | threads,
         )
         os.close(answers)
+        try:
+            self._receive(REPLY.size, START_LIMIT_S)
+        except RejectedError:
+            self.close()
+            raise DecoderStartError(
+                "the process that decodes DICOM must start, but did not; check that pydicom can be imported here"
+            ) from None
 
     def _send(self, message: bytes) -> None:
         assert self._child is not None
@@ -103,14 +120,15 @@ class Decoder:
             self._child.stdin.flush()
 
     def _reply(self) -> dict[str, Any]:
-        (length,) = REPLY.unpack(self._receive(REPLY.size))
-        value: dict[str, Any] = json.loads(self._receive(length))
+        (length,) = REPLY.unpack(self._receive(REPLY.size, TIME_LIMIT_S))
+        value: dict[str, Any] = json.loads(self._receive(length, TIME_LIMIT_S))
         return value
 
-    def _receive(self, length: int) -> bytes:
-        received = b""
+    def _receive(self, length: int, limit_s: float) -> bytearray:
+        received = bytearray()
+        deadline_s = monotonic() + limit_s
         while len(received) < length:
-            if not select.select([self._replies], [], [], TIME_LIMIT_S)[0]:
+            if not select.select([self._replies], [], [], max(0.0, deadline_s - monotonic()))[0]:
                 raise RejectedError("over_limit", "time")
             piece = os.read(self._replies, length - len(received))
             if not piece:

@@ -24,7 +24,6 @@ from pydicom.tag import BaseTag
 from pydicom.uid import (
     JPEG2000,
     UID,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -37,7 +36,16 @@ from pydicom.uid import (
 )
 
 from ichsearch.dicom.decoder import MAP_BYTES, MAX_FILE_BYTES, REPLY, REQUEST, TIME_LIMIT_S, Frame
-from ichsearch.dicom.elements import SYNTAXES, TAGS, Elements, NotPlainError, walk
+from ichsearch.dicom.elements import (
+    DEFLATED_LITTLE,
+    MAX_VALUE_BYTES,
+    SYNTAXES,
+    TAGS,
+    Elements,
+    NotPlainError,
+    file_meta,
+    walk,
+)
 from ichsearch.dicom.memory import keep_freed_memory
 from ichsearch.dicom.pixels import Encoding, read_encoding
 from ichsearch.dicom.reasons import RejectedError
@@ -66,6 +74,7 @@ def main(memory: int, replies: int) -> None:
     keep_freed_memory()
     shared = mmap.mmap(memory, MAP_BYTES)
     _limit_memory()
+    os.write(replies, REPLY.pack(0))  # ready
     while request := sys.stdin.buffer.read(REQUEST.size):
         pixels, length = REQUEST.unpack(request)
         signal.alarm(int(TIME_LIMIT_S) + 5)  # ends a hanging decoder whose parent died
@@ -126,9 +135,13 @@ def _parse(content: bytes, *, pixels: bool) -> Dataset:
 
 def _refuse_bomb(content: bytes) -> None:
     """Inflate a deflated data set in small pieces before pydicom does it in one (PS3.5 A.5)."""
-    if DeflatedExplicitVRLittleEndian.encode() not in content[:1024]:
+    try:
+        syntax, start = file_meta(content)
+    except NotPlainError:
+        return  # pydicom takes a file without readable meta for an uncompressed one
+    if syntax != DEFLATED_LITTLE:
         return
-    waiting = content[144 + int.from_bytes(content[140:144], "little") :]  # behind the file meta (PS3.10 7.1)
+    waiting = content[start:]
     unpacker, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
     while waiting and not unpacker.eof:
         try:
@@ -145,16 +158,19 @@ def _elements(ds: Dataset) -> Elements:
     if "TransferSyntaxUID" not in ds.file_meta:
         guessed = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         ds.file_meta.TransferSyntaxUID = guessed if little_endian else ExplicitVRBigEndian
-    values = {tag: value for tag in TAGS.values() if (value := _raw_value(ds, tag))}
+    values = {tag: value for keyword, tag in TAGS.items() if (value := _raw_value(ds, keyword))}
     return Elements(str(ds.file_meta.TransferSyntaxUID), values, None, little_endian is not False)
 
 
-def _raw_value(ds: Dataset, tag: int) -> bytes:
+def _raw_value(ds: Dataset, keyword: str) -> bytes:
     """The bytes of an element as they stand in the file, b'' without it; no conversion can stumble over them."""
-    element = ds.get_item(BaseTag(tag))
+    element = ds.get_item(BaseTag(TAGS[keyword]))
     if not isinstance(element, RawDataElement):
         return b""
-    return element.value or b""
+    value = element.value or b""
+    if len(value) > MAX_VALUE_BYTES:
+        raise RejectedError("bad_value", keyword)
+    return value
 
 
 def decoded_frame(source: Source, elements: Elements) -> Frame:

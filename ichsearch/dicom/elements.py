@@ -78,6 +78,7 @@ SYNTAXES: Final = {
 }
 """Names of transfer syntaxes (PS3.6 table A-1); a file of another one is `other`."""
 
+_AFTER_META: Final = 0x00030000
 _PREFIX_AT: Final = 128
 _META_AT: Final = 132
 _UNDEFINED: Final = 0xFFFFFFFF
@@ -90,9 +91,10 @@ _SHORT_VRS: Final = frozenset({
     b"ST", b"TM", b"UI", b"UL", b"US",
 })  # fmt: skip
 _WANTED: Final = frozenset(TAGS.values())
-_MAX_VALUE_BYTES: Final = 1024
+MAX_VALUE_BYTES: Final = 1024
 _EXPLICIT = struct.Struct("<HH2sH").unpack_from
 _IMPLICIT = struct.Struct("<HHI").unpack_from
+_TAG = struct.Struct("<HH").unpack_from
 _LENGTH = struct.Struct("<I").unpack_from
 
 
@@ -183,16 +185,12 @@ def walk(content: bytes) -> Elements:
         RejectedError: no DICOM prefix (PS3.10 7.1).
         NotPlainError: big-endian, deflated, without transfer syntax, damaged, cut, or beyond what the walk reads.
     """
-    if content[_PREFIX_AT:_META_AT] != b"DICM":
-        raise RejectedError("not_dicom")
+    syntax, at = file_meta(content)
+    if not syntax or syntax in (DEFLATED_LITTLE, EXPLICIT_BIG):
+        raise NotPlainError
     try:
-        meta, at, _ = _walk(content, _META_AT, explicit=True, wanted=frozenset({TRANSFER_SYNTAX}), stop=0x00030000)
-        syntax = meta.get(TRANSFER_SYNTAX, b"").decode("ascii").strip(" \0")
-        if not syntax or syntax in (DEFLATED_LITTLE, EXPLICIT_BIG):
-            raise NotPlainError
-        explicit = syntax != IMPLICIT_LITTLE
-        values, at, length = _walk(content, at, explicit=explicit, wanted=_WANTED, stop=PIXEL_DATA)
-    except (struct.error, UnicodeDecodeError):
+        values, at, length = _walk(content, at, explicit=syntax != IMPLICIT_LITTLE, wanted=_WANTED, stop=PIXEL_DATA)
+    except struct.error:
         raise NotPlainError from None
     if length is None:
         return Elements(syntax, values, None)
@@ -202,6 +200,22 @@ def walk(content: bytes) -> Elements:
     return elements
 
 
+def file_meta(content: bytes) -> tuple[str, int]:
+    """Transfer syntax UID, '' where it is missing, and where the data set begins (PS3.10 7.1).
+
+    Raises:
+        RejectedError: no DICOM prefix.
+        NotPlainError: damaged or cut.
+    """
+    if content[_PREFIX_AT:_META_AT] != b"DICM":
+        raise RejectedError("not_dicom")
+    try:
+        meta, at, _ = _walk(content, _META_AT, explicit=True, wanted=frozenset({TRANSFER_SYNTAX}), stop=_AFTER_META)
+        return meta.get(TRANSFER_SYNTAX, b"").decode("ascii").strip(" \0"), at
+    except (struct.error, UnicodeDecodeError):
+        raise NotPlainError from None
+
+
 def _walk(
     content: bytes, at: int, *, explicit: bool, wanted: frozenset[int], stop: int
 ) -> tuple[dict[int, bytes], int, int | None]:
@@ -209,15 +223,18 @@ def _walk(
     values: dict[int, bytes] = {}
     end = len(content)
     while at < end:
+        group, number = _TAG(content, at)
+        if (group << 16 | number) >= stop and (group << 16 | number) != PIXEL_DATA:
+            return values, at, None
         tag, length, value_at = _element(content, at, explicit)
-        if tag >= stop:
-            return values, (value_at if tag == PIXEL_DATA else at), (length if tag == PIXEL_DATA else None)
+        if tag == PIXEL_DATA:
+            return values, value_at, length
         if length == _UNDEFINED:
             at = _after_sequence(content, value_at, explicit)
             continue
         at = value_at + length
         if tag in wanted:
-            if length > _MAX_VALUE_BYTES or at > end:
+            if length > MAX_VALUE_BYTES or at > end:
                 raise NotPlainError
             values[tag] = content[value_at:at]
     if at > end:

@@ -15,27 +15,38 @@ from ichsearch.locations import is_uri, local_path
 from ichsearch.storage import FoundFile, open_folder, read_file
 
 
-def find_files(folder: str, *, ignore: Path | None = None) -> Iterator[FoundFile]:
-    """All entries below `folder` that are not folders, without `ignore` (the labels CSV may be there).
+def find_files(folder: str, *, labels: Path | None = None, out: str = "") -> Iterator[FoundFile]:
+    """All entries below `folder` that are not folders, without the labels CSV and what lies below `out`.
 
     They come as they are found, those of a disk with sizes and times yet to be asked (`with_state`), so that work on
     a million files starts at once. No message names the folder: its name may be a patient's.
 
     Raises:
-        DataError: `folder` is missing, or no folder.
+        DataError: `folder` is missing, no folder, or cannot be listed.
     """
     path = local_path(folder)
     if path is not None and not path.is_dir():
         state = "is not a folder" if path.exists() else "does not exist"
         raise DataError(f"DICOM_DIR must be an existing folder, but the one given {state}; check the path")
-    ignored = ignore.stat() if ignore and ignore.exists() else None
-    found = open_folder(folder).files()
-    return found if ignored is None else (file for file in found if not _is_same(file.location, ignored))
+    return _listed(folder, labels, f"{out}/" if out else "")
 
 
-def _is_same(location: str, other: os.stat_result) -> bool:
+def _listed(folder: str, labels: Path | None, out: str) -> Iterator[FoundFile]:
     try:
-        return os.path.samestat(Path(location).stat(), other)
+        for file in open_folder(folder).files():
+            if not (out and file.location.startswith(out)) and not _is_same(file.location, labels):
+                yield file
+    except OSError:
+        raise DataError(
+            "DICOM_DIR must be readable, but its store does not list it; check the URI and access"
+        ) from None
+
+
+def _is_same(location: str, other: Path | None) -> bool:
+    if other is None or not location.endswith(other.name) or is_uri(location):
+        return False
+    try:
+        return Path(location).samefile(other)
     except OSError:
         return False
 
@@ -65,4 +76,7 @@ def _read_regular(location: str, start: int, length: int) -> bytes:
         if info.st_size > MAX_FILE_BYTES:
             raise RejectedError("over_limit", "file")
         file.seek(start)
-        return file.read(length)
+        content = file.read(length)
+        while len(content) < min(length, info.st_size - start) and (more := file.read(length - len(content))):
+            content += more  # some network disks give less than they are asked for
+        return content

@@ -4,6 +4,7 @@ In: a location. Out: a `SliceHeader`, or `RejectedError` with a reason from the 
 """
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -34,7 +35,11 @@ def read_header(location: str | Path) -> SliceHeader:
     Raises:
         RejectedError: the file is no axial CT slice, or lacks what is needed to place it.
     """
-    elements = _read_elements(str(location))
+    return slice_header(_read_elements(str(location)))
+
+
+def slice_header(elements: Elements) -> SliceHeader:
+    """Identifiers and place from the elements of a file; errors as of `read_header`."""
     if (elements.optional_text("Modality") or "CT") != "CT":
         raise RejectedError("not_ct_image")
     if (elements.optional_text("SOPClassUID") or CT_IMAGE_STORAGE) != CT_IMAGE_STORAGE:
@@ -53,10 +58,11 @@ def read_header(location: str | Path) -> SliceHeader:
 
 
 def _read_elements(location: str) -> Elements:
-    try:
-        return walk(read_content(location, HEADER_BYTES))
-    except NotPlainError:
-        content = read_content(location)
+    with suppress(NotPlainError):
+        elements = walk(read_content(location, HEADER_BYTES))
+        if elements.pixels is not None:
+            return elements
+    content = read_content(location)
     try:
         return walk(content)
     except NotPlainError:

@@ -136,6 +136,8 @@ def read_encoding(elements: Elements) -> Encoding:
     """Check and collect the elements that say how pixels are held; `RejectedError` for what cannot be."""
     rows, columns = (_side(elements, keyword) for keyword in ("Rows", "Columns"))
     allocated, stored, signed = _bits(elements)
+    if elements.optional_short("SamplesPerPixel") not in (None, 1):
+        raise RejectedError("bad_value", "SamplesPerPixel")
     photometric = elements.text("PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise RejectedError("bad_value", "PhotometricInterpretation")
@@ -193,10 +195,11 @@ def without_garbage(frame: Frame, encoding: Encoding) -> Frame:
 
 
 def stored_statistics(stored: Frame) -> StoredStatistics:
-    """Minimum, maximum, mean and standard deviation; rounded, since sums of floats differ between processors."""
-    values = stored.ravel().astype(np.float32)
-    mean = float(values.sum()) / stored.size
-    variance = float(np.dot(values, values)) / stored.size - mean**2
+    """Minimum, maximum, mean and standard deviation of (rows, columns) stored values."""
+    mean = int(stored.sum(dtype=np.int64)) / stored.size
+    middle = round(mean)
+    centred = stored.ravel().astype(np.float32) - np.float32(middle)
+    variance = float(np.dot(centred, centred)) / stored.size - (mean - middle) ** 2
     return StoredStatistics(int(stored.min()), int(stored.max()), round(mean, 2), round(max(variance, 0.0) ** 0.5, 2))
 
 
@@ -207,7 +210,7 @@ def to_hu(stored: Frame, encoding: Encoding, statistics: StoredStatistics) -> tu
     """
     plain = encoding.slope == 1 and encoding.intercept.is_integer() and not encoding.inverted and not encoding.wrapped
     low, high = MIN_HU - int(encoding.intercept), MAX_HU - int(encoding.intercept)
-    if not plain or low < -(2**15) or high >= 2**15:
+    if not plain or low < -(2**15) or high >= 2**15 or high < statistics.minimum:
         values = _rescaled(stored, encoding)
         below, above = int(np.count_nonzero(values < MIN_HU)), int(np.count_nonzero(values > MAX_HU))
         return values.clip(MIN_HU, MAX_HU).astype(np.int16), below, above

@@ -3,7 +3,7 @@
 In: a reason and, where that helps, an element's keyword. Out: `RejectedError`. No reason holds text of the file.
 """
 
-from typing import Final
+from typing import Any, Final
 
 REASONS: Final = {
     "unreadable": "the storage refused it, or it is a link to nowhere, a pipe or a socket",
@@ -24,6 +24,10 @@ REASONS: Final = {
 }
 
 
+TRANSIENT: Final = ("unreadable", "decoder_crash", "over_limit:time", "over_limit:memory", "unsupported_syntax")
+"""Reasons that another day, machine or installation may not have: such files are tried again."""
+
+
 class RejectedError(Exception):
     """A file that is no usable slice; `reason` is a key of `REASONS`, some with a keyword behind a colon."""
 
@@ -31,6 +35,9 @@ class RejectedError(Exception):
         assert reason in REASONS
         self.reason = f"{reason}:{detail}" if detail else reason
         super().__init__(self.reason)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RejectedError.from_text, (self.reason,)
 
     @classmethod
     def from_text(cls, text: str) -> "RejectedError":

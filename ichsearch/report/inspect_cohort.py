@@ -172,6 +172,7 @@ def choose_shards(table: pd.DataFrame, shard_of: npt.NDArray[np.int64]) -> list[
 def choose_examples(rows: pd.DataFrame) -> dict[str, list[int]]:
     """Rows to show of every group that has any."""
     groups = {subtype: rows[rows[subtype] == 1] for subtype in SUBTYPES}
+    groups[ANY] = rows[(rows[ANY] == 1) & (rows[list(SUBTYPES)] != 1).all(axis=1)]  # of no named subtype
     groups[NONE] = rows[rows[ANY] == 0]
     if not rows[ANY].notna().any():
         groups[UNLABELLED] = rows

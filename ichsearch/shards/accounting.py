@@ -8,6 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Final
 
 from ichsearch.dicom.reasons import REASONS
 from ichsearch.errors import DataError
@@ -18,6 +19,8 @@ from ichsearch.shards.identity import Key, home_folder
 from ichsearch.shards.manifest import Counts, Settings
 from ichsearch.shards.plan import Rejection
 from ichsearch.storage import Folder
+
+QUARANTINE: Final = "quarantine.csv"
 
 
 def quarantine_rejected(rejected: Iterable[Rejection], key: Key) -> list[QuarantinedFile]:
@@ -73,7 +76,7 @@ def write_quarantine(
     """Write `quarantine.csv` beside the shards, and the list of its paths to a file of mode 0600 beside the key."""
     items = sorted(quarantined, key=lambda item: (item.reason, item.file))
     explained = [[item.file, item.reason, REASONS[item.reason.partition(":")[0]], item.n_bytes] for item in items]
-    out.write_bytes("quarantine.csv", _csv_text(["file", "reason", "explanation", "bytes"], explained).encode())
+    out.write_bytes(QUARANTINE, _csv_text(["file", "reason", "explanation", "bytes"], explained).encode())
     names = {item.file for item in items}
     path_of = {name: path for path in locations if names and (name := key.hash("path", path)) in names}
     private = _csv_text(["file", "reason", "path"], [[i.file, i.reason, path_of[i.file]] for i in items])

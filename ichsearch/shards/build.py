@@ -10,15 +10,17 @@ from typing import Final
 from pydantic import ValidationError
 
 from ichsearch.dicom.brain import CropBox, locate_brain, union_box
+from ichsearch.dicom.elements import Elements
+from ichsearch.dicom.header import slice_header
 from ichsearch.dicom.memory import keep_freed_memory
 from ichsearch.dicom.pixels import read_image
-from ichsearch.dicom.reasons import RejectedError
+from ichsearch.dicom.reasons import TRANSIENT, RejectedError
 from ichsearch.errors import DataError
 from ichsearch.files import from_json, sha256_of, to_json
 from ichsearch.labels import LABELS
 from ichsearch.shards.identity import Key
 from ichsearch.shards.manifest import Frozen, Settings
-from ichsearch.shards.plan import LabelledFile, ShardJob
+from ichsearch.shards.plan import LabelledFile, ShardJob, SourceFile
 from ichsearch.shards.rows import DecodedSlice, Place, Row, make_row
 from ichsearch.shards.schema import ShardWriter, shard_schema
 from ichsearch.storage import Folder
@@ -80,7 +82,7 @@ def finished_entry(out: Folder, job: ShardJob) -> LedgerEntry | None:
     """The ledger entry of a shard that is there, whole, and made from the same inputs; None if it must be built."""
     try:
         entry = LedgerEntry.model_validate(from_json(out.read_bytes(ledger_name(job.name)), job.name))
-        if entry.inputs != job.inputs:
+        if entry.inputs != job.inputs or any(item.reason.startswith(TRANSIENT) for item in entry.quarantined):
             return None
         if entry.slices:
             with out.reading(f"{job.name}.parquet") as path:
@@ -108,11 +110,19 @@ def _decoded(files: list[LabelledFile], key: Key, quarantined: list[QuarantinedF
         source = file.source
         try:
             image = read_image(source.location)
+            _require_same(source, image.elements, key)
         except RejectedError as error:
             name = key.hash("path", source.location)
             quarantined.append(QuarantinedFile(file=name, reason=error.reason, n_bytes=source.n_bytes))
         else:
             yield DecodedSlice(file, image, *locate_brain(image.hu))
+
+
+def _require_same(source: SourceFile, elements: Elements, key: Key) -> None:
+    """Refuse a file that was replaced since its header was read: labels and place would be another slice's."""
+    header = slice_header(elements)
+    if key.hash("slice", header.sop_uid) != source.slice or header.position_mm != source.position_mm:
+        raise RejectedError("unreadable")
 
 
 def _boxes(decoded: list[DecodedSlice], settings: Settings) -> list[CropBox]:

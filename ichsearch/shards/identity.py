@@ -6,7 +6,9 @@ In: the key of this user, in a file of mode 0600 below `ICHSEARCH_HOME` (default
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Final
 
 from ichsearch.errors import ConfigError
@@ -44,13 +46,12 @@ def load_key(home: Path) -> Key:
     """
     path = home / "patient.key"
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
-    else:
-        with os.fdopen(handle, "wb") as file:
+    if not path.exists():
+        with NamedTemporaryFile(dir=home, prefix=".patient.key.") as file:  # of mode 0600
             file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            with suppress(FileExistsError):  # another process was first
+                os.link(file.name, path)
     secret = path.read_bytes()
     if len(secret) != KEY_BYTES:
         raise ConfigError(f"a key has {KEY_BYTES} bytes, but {path} has {len(secret)}; restore it, or remove it")

@@ -147,5 +147,5 @@ def check_folder(folder: Folder, settings: Settings) -> None:
     path = folder.local_path()
     if path is not None and path.exists() and not path.is_dir():
         raise ConfigError(f"--out must be a new folder or one of ichsearch's, but {where} is a file")
-    if next(iter(folder.names()), None) is not None:
+    if any(not name.endswith(".aside") for name in folder.names()):
         raise ConfigError(f"--out must be a new folder or one of ichsearch's, but {where} holds other files")

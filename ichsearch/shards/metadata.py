@@ -4,6 +4,7 @@ In: the finished shards. Out: `metadata.parquet`, the shards' rows without image
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -84,8 +85,10 @@ def _populations(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _counted(values: "pd.Series[Any]") -> dict[str, int]:
     """How often each value occurs, in their order."""
-    counts = values.value_counts(dropna=False).sort_index()
-    return {_name(value): int(number) for value, number in counts.items()}
+    counts: Counter[str] = Counter()
+    for value, number in values.value_counts(dropna=False).sort_index().items():
+        counts[_name(value)] += int(number)
+    return dict(counts)
 
 
 def _name(value: Any) -> str:

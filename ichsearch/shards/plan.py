@@ -126,5 +126,5 @@ def _inputs_hash(studies: Sequence[Sequence[LabelledFile]], settings: str) -> st
     digest = hashlib.sha256(settings.encode())
     for study in studies:
         for file, labels in study:
-            digest.update(repr((file.slice, file.n_bytes, file.modified_ns, labels)).encode())
+            digest.update(repr((file.location, file.slice, file.n_bytes, file.modified_ns, labels)).encode())
     return digest.hexdigest()

@@ -4,7 +4,6 @@ In: a DICOM folder, a labels CSV, settings. Out: shards, their ledger, the metad
 `quarantine.csv`.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,8 +14,7 @@ from ichsearch.dicom.header import read_header
 from ichsearch.dicom.pixels import read_image
 from ichsearch.dicom.reasons import RejectedError
 from ichsearch.errors import DataError
-from ichsearch.locations import is_uri
-from ichsearch.shards.accounting import count, nothing_readable, quarantine_rejected, write_quarantine
+from ichsearch.shards.accounting import QUARANTINE, count, nothing_readable, quarantine_rejected, write_quarantine
 from ichsearch.shards.build import LEDGER, LedgerEntry, build_shard, finished_entry, ledger_name
 from ichsearch.shards.identity import Key, home_folder, load_key
 from ichsearch.shards.labels_csv import Labels, SliceLabels, read_labels
@@ -31,7 +29,7 @@ from ichsearch.shards.manifest import (
     make_manifest,
     write_manifest,
 )
-from ichsearch.shards.metadata import write_ledger, write_metadata
+from ichsearch.shards.metadata import LEDGER_JSON, METADATA, write_ledger, write_metadata
 from ichsearch.shards.plan import (
     LabelledFile,
     Rejection,
@@ -71,12 +69,12 @@ def preprocess(
         DataError: the folder, the labels or every single file is unusable.
         ConfigError: `out` holds something else, or a URI is not allowed.
     """
-    source = str(dicom) if is_uri(dicom) else os.path.realpath(dicom)
-    found = find_files(source, ignore=labels)
+    source = open_folder(dicom).location
+    target = open_folder(out)
+    found = find_files(source, labels=labels, out=target.location)
     given = read_labels(labels) if labels else None
     key = load_key(home_folder())
     settings = Settings(size=size, crop=crop, key_id=key.id, source_id=key.hash("folder", source))
-    target = open_folder(out if is_uri(out) else Path(out).resolve())
     check_folder(target, settings)
     with ray_session(address):
         headed, unheaded = _read_headers(found, key, on_progress)
@@ -177,11 +175,13 @@ def _image_hashes(locations: list[str]) -> list[tuple[str, str]]:
 
 
 def image_hash(location: str) -> str:
-    """A hash of a file's stored values, '' when they cannot be read."""
+    """What decides a file's HU: a hash of its stored values, and how they are rescaled; '' when they cannot be read."""
     try:
-        return read_image(location).stored_sha256
+        image = read_image(location)
     except RejectedError:
         return ""
+    encoding = image.encoding
+    return f"{image.stored_sha256} {encoding.slope} {encoding.intercept} {encoding.inverted}"
 
 
 def _build(
@@ -190,14 +190,16 @@ def _build(
     """The ledger of all jobs, in their order; only the missing ones are built."""
     entries = {name: entry for name, entry in fan_out(_finished, jobs, out) if entry}
     missing = [job for job in jobs if job.name not in entries]
-    if missing:
+    others = _others(out, {job.name for job in jobs})
+    if missing or others:
         out.remove(MANIFEST)
     lengths = {job.name: sum(map(len, job.studies)) for job in jobs}
     on_progress("slices", sum(lengths[name] for name in entries), sum(lengths.values()))
     for name, entry in fan_out(_build_named, missing, out, settings, key):
         entries[name] = entry
         on_progress("slices", sum(lengths[name] for name in entries), sum(lengths.values()))
-    _remove_others(out, {job.name for job in jobs})
+    for name in _others(out, {job.name for job in jobs}):
+        out.remove(name)
     return dict(sorted(entries.items()))
 
 
@@ -209,19 +211,17 @@ def _build_named(job: ShardJob, out: Folder, settings: Settings, key: Key) -> tu
     return job.name, build_shard(out, job, settings, key)
 
 
-def _remove_others(out: Folder, jobs: set[str]) -> None:
-    """Remove shards of an earlier state of the cohort, and what killed writers left half-written."""
+def _others(out: Folder, jobs: set[str]) -> list[str]:
+    """Shards of an earlier state of the cohort, and what killed writers left half-written."""
     kept = {f"{name}.parquet" for name in jobs} | {ledger_name(name) for name in jobs}
-    for name in out.names():
-        file = Path(name).name
-        if file.endswith(".aside") or (file.startswith("shard-") and name not in kept):
-            out.remove(name)
+    files = [(name, Path(name).name) for name in out.names()]
+    return [name for name, file in files if file.endswith(".aside") or (file.startswith("shard-") and name not in kept)]
 
 
 def _abandon(out: Folder) -> None:
     """Leave nothing of a folder in which no file became a row, but whatever a user put there."""
     for name in out.names():
-        if name == SETTINGS or name.startswith(f"{LEDGER}/"):
+        if name in (SETTINGS, MANIFEST, METADATA, LEDGER_JSON, QUARANTINE) or name.startswith(f"{LEDGER}/"):
             out.remove(name)
     if (path := out.local_path()) is not None:
         for folder in (path / LEDGER, path):

@@ -39,7 +39,7 @@ def metadata_schema(size: int) -> pa.Schema:
         # Keyed hashes; `patient` is of the study where there is no PatientID.
         *_needed(slice=text, patient=text, patient_known=flag, study=text, series=text),
         # Index 0 is nearest the feet; position along the slice normal, growing towards the head.
-        *_needed(series_index=small, series_slices=small, position_mm=number, tilt_degrees=number),
+        *_needed(series_index=pa.int32(), series_slices=pa.int32(), position_mm=number, tilt_degrees=number),
         # Of the stored image, after crop and resize; the box in pixels of the frame made square.
         *_needed(spacing_row_mm=number, spacing_column_mm=number, brain_share=number),
         *_needed(crop_top=small, crop_left=small, crop_side=small),
