@@ -135,12 +135,15 @@ def end_orphans(pids: list[int]) -> None:
         kill(pid)
 
 
-def kill_driver(cohort: Cohort, out: Path, after_s: float) -> None:
-    """Start a run and kill its driver `after_s` later."""
+def kill_driver(cohort: Cohort, out: Path, *, shards: int, after_s: float = 0.0) -> int:
+    """Start a run and kill its driver a moment after it has so many shards; how many files there are then."""
     process = cohort.start(out)
+    while process.poll() is None and len(list(out.glob("*.parquet"))) < shards:
+        time.sleep(PROBE_S)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(after_s)
     end(process)
+    return len(contents(out)) if out.exists() else 0
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -169,12 +172,7 @@ def kill_one(cohort: Cohort, out: Path, find: Callable[[int], list[int]], rng: G
 def test_a_driver_killed_among_its_shards_leaves_the_bytes_of_an_undisturbed_run(
     cohort: Cohort, tmp_path: Path
 ) -> None:
-    shards = PATIENTS // 3
-    process = cohort.start(tmp_path / "out")
-    while process.poll() is None and len(list(tmp_path.glob("out/*.parquet"))) < shards:
-        time.sleep(PROBE_S)
-    end(process)
-    assert shards <= len(list(tmp_path.glob("out/*.parquet"))) <= len(cohort.expected)
+    assert kill_driver(cohort, tmp_path / "out", shards=PATIENTS // 3) < len(cohort.expected)
 
     cohort.run(tmp_path / "out")
 
@@ -207,8 +205,10 @@ def test_twenty_killed_drivers_leave_the_bytes_of_an_undisturbed_run(cohort: Coh
     states = []
     for number in range(20):
         out = tmp_path / str(number)
-        kill_driver(cohort, out, float(rng.uniform(0.1, 1.05)) * cohort.seconds)
-        states.append(len(contents(out)) if out.exists() else 0)
+        moment = float(rng.uniform(0, 0.5 * cohort.seconds if number < 5 else 0.3))  # five while nothing is written yet
+        states.append(
+            kill_driver(cohort, out, shards=0 if number < 5 else int(rng.integers(1, PATIENTS)), after_s=moment)
+        )
         cohort.run(out)
         assert contents(out) == cohort.expected, number
     print(f"20 drivers killed; files there at the kill, of {len(cohort.expected)}: {sorted(states)}")  # noqa: T201

@@ -14,7 +14,7 @@ from dicom_files import TILTED, head_hu, stored_12_bit, write_ct
 
 from ichsearch.dicom.brain import CropBox, brain_share, cropped
 from ichsearch.dicom.pixels import read_image
-from ichsearch.errors import ConfigError, DataError
+from ichsearch.errors import AlreadyRunningError, ConfigError, DataError
 from ichsearch.labels import LABELS
 from ichsearch.shards.identity import home_folder, load_key
 from ichsearch.shards.manifest import MANIFEST, Manifest, read_manifest
@@ -530,3 +530,11 @@ def test_a_run_killed_before_its_first_file_can_go_on(small: Path, tmp_path: Pat
 
     assert preprocess(small, tmp_path / "out", size=SIZE).counts.ok == SERIES_A + SERIES_B
     assert not list((tmp_path / "out").rglob("*.aside"))
+
+
+def test_a_second_driver_on_the_same_output_is_refused(small: Path, tmp_path: Path) -> None:
+    def again(*_: object) -> None:
+        with pytest.raises(AlreadyRunningError, match="another is at work"):
+            preprocess(small, tmp_path / "out", size=SIZE)
+
+    assert preprocess(small, tmp_path / "out", size=SIZE, on_progress=again).counts.ok == SERIES_A + SERIES_B

@@ -4,7 +4,9 @@ In: a DICOM folder, a labels CSV, settings. Out: shards, their ledger, the metad
 `quarantine.csv`.
 """
 
+import fcntl
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -13,7 +15,7 @@ from ichsearch.dicom.find import find_files
 from ichsearch.dicom.header import read_header
 from ichsearch.dicom.pixels import read_image
 from ichsearch.dicom.reasons import RejectedError
-from ichsearch.errors import DataError
+from ichsearch.errors import AlreadyRunningError, DataError
 from ichsearch.shards.accounting import QUARANTINE, count, nothing_readable, quarantine_rejected, write_quarantine
 from ichsearch.shards.build import LEDGER, LedgerEntry, build_shard, finished_entry, ledger_name
 from ichsearch.shards.identity import Key, home_folder, load_key
@@ -66,6 +68,7 @@ def preprocess(
     `dicom` and `out` are folders of this machine or a shared disk, or URIs of an object store (s3, gs, abfss).
 
     Raises:
+        AlreadyRunningError: another driver of this user writes to `out`.
         DataError: the folder, the labels or every single file is unusable.
         ConfigError: `out` holds something else, or a URI is not allowed.
     """
@@ -76,7 +79,7 @@ def preprocess(
     key = load_key(home_folder())
     settings = Settings(size=size, crop=crop, key_id=key.id, source_id=key.hash("folder", source))
     check_folder(target, settings)
-    with ray_session(address):
+    with _alone(target, key), ray_session(address):
         headed, unheaded = _read_headers(found, key, on_progress)
         kept, duplicates, conflicting = _one_file_a_slice(headed)
         quarantined = quarantine_rejected(unheaded + conflicting, key)
@@ -99,6 +102,22 @@ def preprocess(
     manifest = make_manifest(settings, given.level if given else None, counts, shards)
     write_manifest(target, manifest)
     return manifest
+
+
+@contextmanager
+def _alone(out: Folder, key: Key) -> Iterator[None]:
+    """Hold a lock on the output, which the kernel releases should this process die."""
+    path = home_folder() / "locks" / key.hash("out", out.location)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunningError(
+                f"a folder takes one `ichsearch preprocess` at a time, but another is at work on {out.location}; "
+                "wait for it, or give another --out"
+            ) from None
+        yield
 
 
 def _labelled(sources: list[SourceFile], labels: Labels | None, key: Key) -> tuple[list[LabelledFile], int]:
