@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ichsearch.shards.manifest import Manifest
 
 INTERRUPTED: Final = 130
+UNUSABLE: Final = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+)  # fmt: skip
 
 app = typer.Typer(
     name="ichsearch",
@@ -56,14 +59,16 @@ def _os_error(error: OSError) -> NoReturn:
             f"the disk is full (writing {where}{_free_bytes(error.filename)}); make room and run the command again"
         )
         _fail(message, StorageError.exit_code)
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+    if error.errno in UNUSABLE:
         _fail(f"{where} must be readable and writable, but: {error.strerror}; check it", StorageError.exit_code)
     _internal_error(error)
 
 
 def _free_bytes(path: str | None) -> str:
+    if path is None:
+        return ""
     try:
-        folder = next(parent for parent in Path(path or ".").resolve().parents if parent.is_dir())
+        folder = next(parent for parent in Path(path).resolve().parents if parent.is_dir())
         return f", {shutil.disk_usage(folder).free:,} bytes free"
     except OSError:
         return ""
@@ -133,16 +138,20 @@ def preprocess(
 
     if crop not in ("series", "slice"):
         raise typer.BadParameter(f"--crop must be series or slice, but is {crop!r}")
-    with progress(err) as show:
-        manifest = run(
-            dicom,
-            shards,
-            labels=labels,
-            size=size,
-            crop="slice" if crop == "slice" else "series",
-            address=address,
-            on_progress=show,
-        )
+    try:
+        with progress(err) as show:
+            manifest = run(
+                dicom,
+                shards,
+                labels=labels,
+                size=size,
+                crop="slice" if crop == "slice" else "series",
+                address=address,
+                on_progress=show,
+            )
+    except KeyboardInterrupt:
+        say("stopped; the shards that are whole are kept, and the same command goes on")
+        raise
     _print_counts(manifest)
     say(f"shards in {shards}")
     if "://" not in shards:
@@ -162,12 +171,12 @@ def inspect(
     folder: Annotated[Path | None, typer.Option("--out", help="Where the page goes; default SHARDS/inspect.")] = None,
 ) -> None:
     """Draw what a folder of shards holds: one HTML page for any browser, offline, and its pictures as PNG."""
-    from ichsearch.locations import is_uri
     from ichsearch.report.inspect import write_inspection
+    from ichsearch.storage import open_folder
 
-    if is_uri(location):
+    shards = open_folder(location).local_path()
+    if shards is None:
         raise ConfigError("inspect reads shards on a disk, but got the URI of a store; copy the folder here first")
-    shards = Path(location)
     page = write_inspection(shards, folder or shards / "inspect")
     say(f"{page}: open it in a browser")
 

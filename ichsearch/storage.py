@@ -147,14 +147,26 @@ def _file_system(scheme: str, authority: str, query: str) -> Any:
 def _s3(bucket: str, region: str | None) -> Any:
     """Arrow reads the endpoint's variables for its own URIs only, not for file systems made with options."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if region is None and endpoint is None:
+        region = _region_of(bucket)
     return fs.S3FileSystem(
-        region=region or (None if endpoint else fs.resolve_s3_region(bucket)),
+        region=region,
         endpoint_override=endpoint,
         background_writes=False,  # else all parts of a file wait in memory for a slow network
         allow_delayed_open=True,  # one request for a small file instead of three
         allow_bucket_creation=False,
         allow_bucket_deletion=False,
     )
+
+
+def _region_of(bucket: str) -> str:
+    try:
+        return str(fs.resolve_s3_region(bucket))
+    except OSError:
+        raise StorageError(
+            f"the bucket {bucket} must be reachable, but AWS does not tell its region; check the network, give "
+            f"s3://{bucket}/...?region=NAME, or set AWS_ENDPOINT_URL for another store"
+        ) from None
 
 
 @contextmanager

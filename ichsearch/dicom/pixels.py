@@ -21,6 +21,7 @@ MAX_HU: Final = 3071
 SAMPLED_ROW: Final = 16
 """Noise is looked for in every sixteenth row."""
 NOISE_STD_HU: Final = 300
+NOISE_STEPS: Final = 0.8
 NOISE_SHARE: Final = 0.1
 MIN_NOISE_SIDE: Final = 64
 
@@ -136,11 +137,11 @@ def read_encoding(elements: Elements) -> Encoding:
     """Check and collect the elements that say how pixels are held; `RejectedError` for what cannot be."""
     rows, columns = (_side(elements, keyword) for keyword in ("Rows", "Columns"))
     allocated, stored, signed = _bits(elements)
-    if elements.optional_short("SamplesPerPixel") not in (None, 1):
-        raise RejectedError("bad_value", "SamplesPerPixel")
     photometric = elements.text("PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise RejectedError("bad_value", "PhotometricInterpretation")
+    if elements.optional_short("SamplesPerPixel") not in (None, 1):
+        raise RejectedError("bad_value", "SamplesPerPixel")
     (slope,) = elements.numbers("RescaleSlope", count=1)
     if slope == 0:
         raise RejectedError("bad_value", "RescaleSlope")
@@ -241,7 +242,8 @@ def _rescaled(stored: Frame, encoding: Encoding) -> Int32Image:
 def is_noise(hu: Int16Image) -> bool:
     """Whether a tenth of the rows hold values that know nothing of their neighbours.
 
-    In white noise the mean squared step from pixel to pixel is twice the variance; in CT it is a small part of it.
+    In white noise the mean squared step from pixel to pixel is twice the variance, with swapped bytes about as large;
+    in real head CT it stays below a tenth of it (53 RSNA and GE slices).
     Only rows that vary by hundreds of HU count: air is noise too, but within a few. Tiny images say nothing.
     """
     if min(hu.shape) < MIN_NOISE_SIDE:
@@ -249,7 +251,7 @@ def is_noise(hu: Int16Image) -> bool:
     rows = hu[::SAMPLED_ROW].astype(np.float32)
     variance = rows.var(axis=1)
     steps = np.square(np.diff(rows, axis=1)).mean(axis=1)
-    return float(((variance > NOISE_STD_HU**2) & (steps > 1.5 * variance)).mean()) >= NOISE_SHARE
+    return float(((variance > NOISE_STD_HU**2) & (steps > NOISE_STEPS * variance)).mean()) >= NOISE_SHARE
 
 
 def squared(hu: Int16Image) -> Int16Image:

@@ -119,7 +119,7 @@ def read_metadata(shards: Path, manifest: Manifest) -> pd.DataFrame:
     """`metadata.parquet`, held against the manifest's number of slices."""
     path = _present(shards, METADATA)
     try:
-        table: pd.DataFrame = pq.read_table(path).to_pandas()
+        table: pd.DataFrame = pq.read_table(path, page_checksum_verification=True).to_pandas()
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise DataError(f"{path} must be a Parquet file, but is damaged ({error}); preprocess again") from error
     slices = sum(shard.slices for shard in manifest.shards)

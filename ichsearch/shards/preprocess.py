@@ -85,8 +85,8 @@ def preprocess(
         quarantined = quarantine_rejected(unheaded + conflicting, key)
         if not kept:
             raise nothing_readable(quarantined)
-        claim_folder(target, settings)
         files, missing = _labelled(kept, given, key)
+        claim_folder(target, settings)
         jobs = plan_shards(files, settings.model_dump_json(), size)
         entries = _build(jobs, target, settings, key, on_progress)
     quarantined += [item for entry in entries.values() for item in entry.quarantined]
@@ -126,8 +126,14 @@ def _labelled(sources: list[SourceFile], labels: Labels | None, key: Key) -> tup
         return [LabelledFile(source, None) for source in sources], 0
     same: dict[SliceLabels, SliceLabels] = {}  # there are few different ones: one copy each
     of_name = {key.hash(labels.level, name): same.setdefault(bits, bits) for name, bits in labels.values.items()}
+    missing = of_name.keys() - {getattr(source, labels.level) for source in sources}
+    if len(missing) == len(of_name):
+        raise DataError(
+            f"labels must belong to files of DICOM_DIR, but none of the {len(of_name):,} given per {labels.level} does; "
+            "check --labels, or leave it out"
+        )
     files = [LabelledFile(source, of_name.get(getattr(source, labels.level))) for source in sources]
-    return files, len(of_name.keys() - {getattr(source, labels.level) for source in sources})
+    return files, len(missing)
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
