@@ -132,7 +132,7 @@ def test_the_sign_of_signed_12_bit_values_is_extended_over_garbage(tmp_path: Pat
         (stored_12_bit(head_hu()), "1", "-1024"),
         (stored_12_bit(head_hu()), "0.73", "-1024.5"),
         (padded_16_bit(), "1", "0"),
-        (padded_16_bit()[:60], "2", "-1000"),
+        (padded_16_bit()[:60, :60], "2", "-1000"),
         (padded_16_bit(), "-1", "0"),
     ],
 )

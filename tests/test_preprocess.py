@@ -543,6 +543,6 @@ def test_a_second_driver_on_the_same_output_is_refused(small: Path, tmp_path: Pa
 def test_labels_of_another_cohort_are_refused_and_nothing_written(small: Path, tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "labels.csv", {"ID_elsewhere": {"any"}})
 
-    with pytest.raises(DataError, match="none of the 1 given per slice does"):
+    with pytest.raises(DataError, match="none of 1 given per slice does"):
         preprocess(small, tmp_path / "out", labels=labels, size=SIZE)
     assert not (tmp_path / "out").exists()

@@ -129,7 +129,7 @@ def _labelled(sources: list[SourceFile], labels: Labels | None, key: Key) -> tup
     missing = of_name.keys() - {getattr(source, labels.level) for source in sources}
     if len(missing) == len(of_name):
         raise DataError(
-            f"labels must belong to files of DICOM_DIR, but none of the {len(of_name):,} given per {labels.level} does; "
+            f"labels must belong to files of DICOM_DIR, but none of {len(of_name):,} given per {labels.level} does; "
             "check --labels, or leave it out"
         )
     files = [LabelledFile(source, of_name.get(getattr(source, labels.level))) for source in sources]
