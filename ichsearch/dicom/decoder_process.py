@@ -164,7 +164,10 @@ def _elements(ds: Dataset) -> Elements:
 
 def _raw_value(ds: Dataset, keyword: str) -> bytes:
     """The bytes of an element as they stand in the file, b'' without it; no conversion can stumble over them."""
-    element = ds.get_item(BaseTag(TAGS[keyword]))
+    try:
+        element = ds.get_item(BaseTag(TAGS[keyword]))
+    except NotImplementedError:  # its VR is none
+        raise RejectedError("damaged") from None
     if not isinstance(element, RawDataElement):
         return b""
     value = element.value or b""
@@ -205,8 +208,10 @@ def decoded_frame(source: Source, elements: Elements) -> Frame:
 
 def _first_success(decoder: Decoder, source: Source, encoding: Encoding, syntax: UID) -> "np.ndarray[Any, Any]":
     options = {} if isinstance(source, Dataset) else _options(encoding)
-    preferred = [name for name in FASTEST.get(syntax, ()) if name in decoder.available_plugins]
-    for plugin in [*preferred, ""]:  # '' tries all in pydicom's order
+    available = decoder.available_plugins
+    preferred = [name for name in FASTEST.get(syntax, ()) if name in available]
+    others = [name for name in available if name not in preferred] if syntax.is_encapsulated else [""]
+    for plugin in [*preferred, *others]:
         try:
             return decoder.as_array(source, raw=True, decoding_plugin=plugin, **options)[0]
         except (KeyboardInterrupt, SystemExit, MemoryError):
