@@ -79,28 +79,29 @@ def preprocess(
     key = load_key(home_folder())
     settings = Settings(size=size, crop=crop, key_id=key.id, source_id=key.hash("folder", source))
     check_folder(target, settings)
-    with _alone(target, key), ray_session(address):
-        headed, unheaded = _read_headers(found, key, on_progress)
-        kept, duplicates, conflicting = _one_file_a_slice(headed)
-        quarantined = quarantine_rejected(unheaded + conflicting, key)
-        if not kept:
+    with _alone(target, key):
+        with ray_session(address):
+            headed, unheaded = _read_headers(found, key, on_progress)
+            kept, duplicates, conflicting = _one_file_a_slice(headed)
+            quarantined = quarantine_rejected(unheaded + conflicting, key)
+            if not kept:
+                raise nothing_readable(quarantined)
+            files, missing = _labelled(kept, given, key)
+            claim_folder(target, settings)
+            jobs = plan_shards(files, settings.model_dump_json(), size)
+            entries = _build(jobs, target, settings, key, on_progress)
+        quarantined += [item for entry in entries.values() for item in entry.quarantined]
+        if not any(entry.slices for entry in entries.values()):
+            _abandon(target)
             raise nothing_readable(quarantined)
-        files, missing = _labelled(kept, given, key)
-        claim_folder(target, settings)
-        jobs = plan_shards(files, settings.model_dump_json(), size)
-        entries = _build(jobs, target, settings, key, on_progress)
-    quarantined += [item for entry in entries.values() for item in entry.quarantined]
-    if not any(entry.slices for entry in entries.values()):
-        _abandon(target)
-        raise nothing_readable(quarantined)
-    counts = count(len(headed) + len(unheaded), duplicates, quarantined, missing, list(entries.values()))
-    shards = _shard_entries(entries)
-    write_metadata(target, [shard.file for shard in shards], size)
-    write_ledger(target)
-    locations = [item.location for item in headed] + [item.location for item in unheaded]
-    write_quarantine(target, quarantined, locations, key, settings)
-    manifest = make_manifest(settings, given.level if given else None, counts, shards)
-    write_manifest(target, manifest)
+        counts = count(len(headed) + len(unheaded), duplicates, quarantined, missing, list(entries.values()))
+        shards = _shard_entries(entries)
+        write_metadata(target, [shard.file for shard in shards], size)
+        write_ledger(target)
+        locations = [item.location for item in headed] + [item.location for item in unheaded]
+        write_quarantine(target, quarantined, locations, key, settings)
+        manifest = make_manifest(settings, given.level if given else None, counts, shards)
+        write_manifest(target, manifest)
     return manifest
 
 
