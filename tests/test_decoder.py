@@ -26,9 +26,21 @@ from pydicom.uid import (
 from ichsearch.dicom import decoder as decoder_module
 from ichsearch.dicom import pixels as pixels_module
 from ichsearch.dicom.decoder import Decoder
-from ichsearch.dicom.elements import SHORTS, TAGS, NotPlainError, walk
+from ichsearch.dicom.elements import TAGS, NotPlainError, walk
 from ichsearch.dicom.pixels import read_image
 from ichsearch.dicom.reasons import RejectedError
+
+SHORTS = {
+    "SamplesPerPixel",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+}
+"""Elements held as 16-bit integers; all others are text."""
 
 LARGE = 2048
 

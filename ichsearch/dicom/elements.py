@@ -45,12 +45,6 @@ TAGS: Final = {
 }
 """The allow-list: no other element of a file is ever looked at (PS3.6 names and numbers)."""
 
-SHORTS: Final = frozenset({
-    "SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PixelPaddingValue",
-})  # fmt: skip
-"""Elements held as 16-bit integers (VR US, or SS by PixelRepresentation); all others are text."""
-
 PIXEL_DATA: Final = 0x7FE00010
 TRANSFER_SYNTAX: Final = 0x00020010
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
