@@ -48,7 +48,7 @@ def files(cohort: Cohort) -> Section:
         "files",
         "Files accounted for",
         "The first three rows must add up to the last; a reason with many files is a fault of the export, not of them.",
-        notes=[f"Labels without a file: {counts.labels_without_file:,} slices."],
+        notes=[f"Labels without a file: {counts.labels_without_file:,}."],
         tables=tables,
     )
 
@@ -114,7 +114,7 @@ def prevalence(cohort: Cohort) -> Section:
         look_for,
         notes=[f"Too rare here: {', '.join(few)}."] if few else [],
         pictures=[Picture("prevalence", "Bars: percent of labelled slices with each label.", drawn)],
-        tables=[Table(("label", "slices", "of labelled", "patients", "of labelled"), rows)],
+        tables=[Table(("label", "slices", "of slices", "patients", "of patients"), rows)],
     )
 
 
