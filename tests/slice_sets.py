@@ -17,7 +17,7 @@ from ichsearch.data.split import Split, make_split
 from ichsearch.files import sha256_of
 from ichsearch.labels import ANY, LABELS, SUBTYPES
 from ichsearch.shards.manifest import Counts, Manifest, Settings, ShardEntry, make_manifest, write_manifest
-from ichsearch.shards.schema import IMAGES, ShardWriter, shard_schema
+from ichsearch.shards.schema import IMAGES, ShardWriter, pack_hu, shard_schema, unpack_hu
 from ichsearch.storage import open_folder
 
 AIR_HU, BRAIN_HU, BLOOD_HU, NOISE_HU = -1000, 32, 75, 4
@@ -71,8 +71,8 @@ def _row(patient: str, index: int, hu: npt.NDArray[np.int16]) -> Row:
         "crop_top": 0,
         "crop_left": 0,
         "crop_side": size,
-        "stored_sha256": f"image-of-{patient}-{index:02d}",
-        "hu": hu.astype("<i2").tobytes(),
+        "stored_hash": f"image-of-{patient}-{index:02d}",
+        "hu": pack_hu(hu),
         **header_columns(size),
     }
 
@@ -123,7 +123,7 @@ def as_slice_set(rows: Sequence[Row], size: int, fingerprint: str = "test data")
     """The `SliceSet` that the cache would give for shards of these rows."""
     schema = shard_schema(size)
     table = pa.Table.from_pylist(list(rows), schema=schema).drop_columns(list(IMAGES)).to_pandas()
-    hu = np.stack([np.frombuffer(row["hu"], "<i2").reshape(size, size) for row in rows])
+    hu = unpack_hu(np.stack([np.frombuffer(row["hu"], np.uint8).reshape(2, size, size) for row in rows]))
     return SliceSet(hu, table, fingerprint)
 
 

@@ -23,7 +23,7 @@ from ichsearch.report.inspect_images import _box_in_frame
 from ichsearch.report.inspect_sections import SECTIONS, balance, co_occurrence, files, prevalence
 from ichsearch.shards.labels_csv import Level
 from ichsearch.shards.manifest import Counts, Settings, ShardEntry, make_manifest
-from ichsearch.shards.schema import FRAME_SIDE, IMAGES, ShardWriter, shard_schema
+from ichsearch.shards.schema import FRAME_SIDE, IMAGES, ShardWriter, pack_hu, shard_schema
 
 SIZE = 32
 CANARY = "<script>alert('canary')</script>"
@@ -53,7 +53,7 @@ def make_row(rng: np.random.Generator, patient: int, index: int, slices: int, *,
         "crop_side": 256,
         "rows": 512,
         "columns": 400,
-        "hu": draw_image(rng, SIZE, bleeds=bool(kinds)).astype("<i2").tobytes(),
+        "hu": pack_hu(draw_image(rng, SIZE, bleeds=bool(kinds))),
         "frame": bytes(range(128)) * FRAME_SIDE if middle else None,
         **truth,
     }
@@ -239,7 +239,7 @@ def test_the_sample_holds_the_pixels_of_its_rows(shards: Path) -> None:
     sample, rows = read_cohort(shards).sample, make_rows()
     assert sample.slices_counted == len(rows)
     assert sample.hu_counts.sum() == len(rows) * SIZE**2
-    assert all(image.tobytes() == rows[row]["hu"] for row, image in sample.images.items())
+    assert all(pack_hu(image) == rows[row]["hu"] for row, image in sample.images.items())
     assert all(rows[row]["frame"] == frame.tobytes() for row, frame in sample.frames.items())
 
 

@@ -46,7 +46,7 @@ from ichsearch.shards.plan import (
     source_file,
 )
 from ichsearch.shards.preprocess import image_hash, one_copy
-from ichsearch.shards.schema import ROW_GROUP_SLICES, ShardWriter, read_shard, shard_schema
+from ichsearch.shards.schema import ROW_GROUP_SLICES, ShardWriter, pack_hu, read_shard, shard_schema, unpack_hu
 from ichsearch.storage import FoundFile, open_folder
 
 SIZE = 16
@@ -72,10 +72,10 @@ def shard_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
             "crop_top": 1,
             "crop_left": 2,
             "crop_side": 300,
-            "stored_sha256": "h",
+            "stored_hash": "h",
             **header_columns(SIZE),
             **dict.fromkeys(LABELS, None if index % 2 else 1),
-            "hu": rng.integers(-1024, 3072, (SIZE, SIZE)).astype("<i2").tobytes(),
+            "hu": pack_hu(rng.integers(-1024, 3072, (SIZE, SIZE)).astype(np.int16)),
         }
         for index in range(count)
     ]
@@ -122,7 +122,7 @@ def test_a_shard_names_its_version_and_checks_its_pages(tmp_path: Path) -> None:
     path = tmp_path / "shard.parquet"
     write_shard(path, shard_rows(2))
 
-    assert pq.read_schema(path).metadata[b"ichsearch_schema_version"] == b"2"
+    assert pq.read_schema(path).metadata[b"ichsearch_schema_version"] == b"3"
     content = bytearray(path.read_bytes())
     content[40] ^= 1
     path.write_bytes(content)
@@ -183,7 +183,7 @@ def test_a_shard_with_other_columns_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "shard-00003.parquet"
     pq.write_table(pa.table({"slice": ["a"]}), path)
 
-    with pytest.raises(DataError, match=r"columns of schema version 2, but shard-00003\.parquet"):
+    with pytest.raises(DataError, match=r"columns of schema version 3, but shard-00003\.parquet"):
         read_rows(path, sha256_of(path))
 
 
@@ -230,7 +230,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
         manifest(SETTINGS_A.model_copy(update={"crop": "slice"})),
         manifest(SETTINGS_A.model_copy(update={"key_id": "x"})),
         manifest(SETTINGS_A.model_copy(update={"source_id": "x"})),
-        manifest(SETTINGS_A.model_copy(update={"schema_version": 3})),
+        manifest(SETTINGS_A.model_copy(update={"schema_version": 4})),
         manifest(sha256="b" * 64),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_manifest_of_another_version_is_refused_by_value(tmp_path: Path, versi
     value["settings"]["schema_version"] = version
     write_json(tmp_path / MANIFEST, value)
 
-    with pytest.raises(DataError, match=rf"schema version 2, but .* has {version};"):
+    with pytest.raises(DataError, match=rf"schema version 3, but .* has {version};"):
         read_manifest(tmp_path)
 
 
@@ -497,3 +497,11 @@ def test_the_driver_keeps_less_than_a_kilobyte_a_file() -> None:
     assert sum(len(files_of(job)) for job in jobs) == files
     assert used_bytes / files < 1000
     assert peak_bytes / files < 1000
+
+
+def test_packed_hu_comes_back() -> None:
+    hu = np.random.default_rng(6).integers(-1024, 3072, (3, SIZE, SIZE)).astype(np.int16)
+
+    packed = np.stack([np.frombuffer(pack_hu(image), np.uint8).reshape(2, SIZE, SIZE) for image in hu])
+
+    assert np.array_equal(unpack_hu(packed), hu)

@@ -19,7 +19,7 @@ def table() -> pd.DataFrame:
 
 def fold_of_images(table: pd.DataFrame, seed: int = 0) -> dict[str, int]:
     folds = make_split(table, "data", seed).fold_of(table)
-    return dict(zip(table["stored_sha256"], folds.tolist(), strict=True))
+    return dict(zip(table["stored_hash"], folds.tolist(), strict=True))
 
 
 def only_positive(table: pd.DataFrame, label: str, patients: list[str]) -> None:
@@ -64,7 +64,7 @@ def test_patients_that_share_an_image_share_a_fold(table: pd.DataFrame) -> None:
     names = patients_of(table)
     for one, other in [(0, 1), (1, 2), (20, 2), (7, 29)]:  # 0, 1, 2 and 20 are linked by a chain
         rows = table.index[table["patient"] == names[one]], table.index[table["patient"] == names[other]]
-        table.loc[rows[0][one % 3], "stored_sha256"] = table.loc[rows[1][3], "stored_sha256"]
+        table.loc[rows[0][one % 3], "stored_hash"] = table.loc[rows[1][3], "stored_hash"]
     patients = make_split(table, "data", 0).patients
     assert len({patients[names[number]] for number in (0, 1, 2, 20)}) == 1
     assert patients[names[7]] == patients[names[29]]
@@ -110,7 +110,7 @@ def test_fewer_groups_than_folds_are_a_data_error() -> None:
 
 def test_patients_of_one_group_do_not_count_as_more(table: pd.DataFrame) -> None:
     table = table[table["patient"].isin(patients_of(table)[:5])].reset_index(drop=True)
-    table.loc[0, "stored_sha256"] = table.loc[len(table) - 1, "stored_sha256"]
+    table.loc[0, "stored_hash"] = table.loc[len(table) - 1, "stored_hash"]
     with pytest.raises(DataError, match="but the data have 4"):
         make_split(table, "data", 0)
 
@@ -167,7 +167,7 @@ def test_an_image_in_two_folds_is_refused(table: pd.DataFrame) -> None:
     split = make_split(table, "data", 0)
     fold = split.fold_of(table)
     here, there = int(np.flatnonzero(fold == 1)[0]), int(np.flatnonzero(fold == 4)[0])
-    table.loc[here, "stored_sha256"] = table.loc[there, "stored_sha256"]
+    table.loc[here, "stored_hash"] = table.loc[there, "stored_hash"]
     with pytest.raises(DataError, match="an image must stand in one fold only"):
         split.fold_of(table)
 

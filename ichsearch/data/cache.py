@@ -26,7 +26,7 @@ from ichsearch.errors import ConfigError, DataError, StorageError
 from ichsearch.labels import LABELS
 from ichsearch.shards.identity import home_folder
 from ichsearch.shards.manifest import Manifest, read_manifest
-from ichsearch.shards.schema import IMAGES, read_shard
+from ichsearch.shards.schema import IMAGES, read_shard, unpack_hu
 
 DEFAULT_SHARE_OF_DISK: Final = 0.5
 """Share of the disk's free and cached bytes that the cache may take when `ICHSEARCH_CACHE_BYTES` does not say."""
@@ -130,10 +130,10 @@ def _build(entry: Path, shards: Path, manifest: Manifest, size: int) -> None:
 
 
 def _images(batch: pa.RecordBatch, stored: int) -> npt.NDArray[np.int16]:
-    """The `hu` column of a batch, (B, stored, stored) int16, without a copy."""
+    """The `hu` column of a batch, (B, stored, stored) int16."""
     column = batch.column("hu")
-    values = np.frombuffer(column.buffers()[1], dtype="<i2").reshape(-1, stored, stored)
-    return values[column.offset : column.offset + len(column)]
+    planes = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, 2, stored, stored)
+    return unpack_hu(planes[column.offset : column.offset + len(column)])
 
 
 def area_averaged(hu: npt.NDArray[np.int16], size: int) -> npt.NDArray[np.int16]:

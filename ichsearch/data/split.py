@@ -45,7 +45,7 @@ class Split(BaseModel):
             raise DataError(
                 "every patient must have a fold, but split.json lacks some; the data changed: use another --out"
             )
-        if (folds.groupby(table["stored_sha256"]).nunique() > 1).any():
+        if (folds.groupby(table["stored_hash"]).nunique() > 1).any():
             raise DataError("an image must stand in one fold only, but split.json deals one to two; use another --out")
         return np.asarray(folds, np.int64)
 
@@ -60,7 +60,7 @@ def make_split(table: pd.DataFrame, fingerprint: str, seed: int) -> Split:
         DataError: fewer groups than folds, or a fold to be judged on has slices of one kind only.
     """
     groups = _groups(table)
-    ordered = sorted(groups, key=lambda rows: _group_hash(table["stored_sha256"].iloc[rows], seed))
+    ordered = sorted(groups, key=lambda rows: _group_hash(table["stored_hash"].iloc[rows], seed))
     if len(ordered) < FOLDS:
         raise DataError(f"a split needs at least {FOLDS} patients, but the data have {len(ordered)}; add patients")
     labels = table[list(LABELS)].fillna(0).to_numpy(np.int8)
@@ -91,7 +91,7 @@ def _groups(table: pd.DataFrame) -> list[list[int]]:
             parent[name] = name = parent[parent[name]]
         return name
 
-    for names in table.groupby("stored_sha256")["patient"].unique():
+    for names in table.groupby("stored_hash")["patient"].unique():
         for name in names[1:]:
             parent[root(name)] = root(names[0])
     rows: defaultdict[str, list[int]] = defaultdict(list)

@@ -22,7 +22,7 @@ from ichsearch.files import read_json
 from ichsearch.labels import ANY, SUBTYPES
 from ichsearch.shards.manifest import Manifest, read_manifest
 from ichsearch.shards.metadata import LEDGER_JSON, METADATA
-from ichsearch.shards.schema import FRAME_SIDE, read_shard
+from ichsearch.shards.schema import FRAME_SIDE, read_shard, unpack_hu
 
 SAMPLE_SHARDS: Final = 16
 SAMPLE_SLICES: Final = 400
@@ -209,7 +209,7 @@ def _read_rows(sample: Sample, counted: set[int], rows: Iterator[tuple[int, Any,
         framed = frame.is_valid and frames < FRAMES_A_SHARD
         if not (framed or row in shown or row in counted):
             continue
-        image: Int16Image = np.frombuffer(hu.as_py(), "<i2").reshape(size, size)
+        image = unpack_hu(np.frombuffer(hu.as_py(), np.uint8).reshape(2, size, size))
         if framed:
             frames += 1
             sample.frames[row] = np.frombuffer(frame.as_py(), np.uint8).reshape(FRAME_SIDE, FRAME_SIDE)

@@ -23,7 +23,7 @@ TILT_STEP_DEGREES: Final = 5
 THRESHOLDS: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3)
 COUNTED: Final = [
     "patient", "brain_share", "transfer_syntax", "bits_stored", "signed", "slice_thickness_mm", "tilt_degrees",
-    "clipped_low", "clipped_high", "fixed_wrap", "stored_sha256", *LABELS,
+    "clipped_low", "clipped_high", "fixed_wrap", "stored_hash", *LABELS,
 ]  # fmt: skip
 
 
@@ -99,9 +99,9 @@ def _name(value: Any) -> str:
 
 def _shared_images(table: pd.DataFrame) -> dict[str, int]:
     """Images that stand in the files of several patients; a split keeps those patients on one side."""
-    patients = table.groupby("stored_sha256")["patient"].nunique()
-    shared = table[table["stored_sha256"].isin(patients.index[patients > 1])]
-    kinds = shared.dropna(subset=[ANY]).groupby("stored_sha256")[list(LABELS)].nunique()
+    patients = table.groupby("stored_hash")["patient"].nunique()
+    shared = table[table["stored_hash"].isin(patients.index[patients > 1])]
+    kinds = shared.dropna(subset=[ANY]).groupby("stored_hash")[list(LABELS)].nunique()
     return {
         "images": int((patients > 1).sum()),
         "slices": len(shared),

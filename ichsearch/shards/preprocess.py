@@ -207,7 +207,7 @@ def image_hash(location: str) -> str:
     except RejectedError:
         return ""
     encoding = image.encoding
-    return f"{image.stored_sha256} {encoding.slope} {encoding.intercept} {encoding.inverted}"
+    return f"{image.stored_hash} {encoding.slope} {encoding.intercept} {encoding.inverted}"
 
 
 def _build(

@@ -15,7 +15,7 @@ from ichsearch.dicom.pixels import SliceImage
 from ichsearch.dicom.windows import BRAIN
 from ichsearch.labels import LABELS
 from ichsearch.shards.plan import LabelledFile
-from ichsearch.shards.schema import FRAME_SIDE
+from ichsearch.shards.schema import FRAME_SIDE, pack_hu
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ def make_row(item: DecodedSlice, box: CropBox, place: Place, size: int) -> Row:
         **_acquisition(image.elements),
         **_stored(image),
         **dict(zip(LABELS, item.file.labels or [None] * len(LABELS), strict=True)),
-        "hu": cropped(image.hu, box, size).astype("<i2", copy=False).tobytes(),
+        "hu": pack_hu(cropped(image.hu, box, size)),
         "frame": _whole_frame(image) if place.is_middle else None,
     }
 
@@ -136,7 +136,7 @@ def _stored(image: SliceImage) -> Row:
         "clipped_low": image.clipped_low,
         "clipped_high": image.clipped_high,
         "fixed_wrap": image.encoding.wrapped,
-        "stored_sha256": image.stored_sha256,
+        "stored_hash": image.stored_hash,
     }
 
 

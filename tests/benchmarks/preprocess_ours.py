@@ -66,7 +66,7 @@ def hu_of(path: Path) -> NDArray[np.int16]:
 
 def stored_hash(path: Path) -> str:
     """Equal for two files that hold the same image, however it is compressed."""
-    return pixels.read_image(path).stored_sha256
+    return pixels.read_image(path).stored_hash
 
 
 def decode(path: Path) -> NDArray[np.int16]:
