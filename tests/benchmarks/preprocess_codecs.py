@@ -14,6 +14,8 @@ import pydicom
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
+from ichsearch.dicom.memory import keep_freed_memory
+
 SYNTAXES: Final = {
     "RLE": RLELossless,
     "JPEG 2000 lossless": JPEG2000Lossless,
@@ -21,7 +23,8 @@ SYNTAXES: Final = {
     "JPEG lossless SV1": JPEGLosslessSV1,
 }
 
-OURS: Final = {"ours read_image": ours.hu_of, "ours decode": ours.decode}
+OURS: Final = {"ours read_image": ours.hu_of, "ours decode": ours.stored}
+"""A slice in HU with hash, statistics and checks; and what the decoders give, the stored values."""
 
 
 @dataclass
@@ -37,6 +40,7 @@ class CodecTimes:
 def time_syntax(paths: list[Path], folder: Path, uid: UID, rounds: int) -> CodecTimes:
     """Compress `paths` into `folder` and time all readers in turn; one round more, the first, warms up."""
     times = CodecTimes()
+    keep_freed_memory()  # as `build_shard` does; the decoders have it too
     folder.mkdir()
     compressed = [target for path in paths if (target := _try_compress(path, folder, uid, times)) is not None]
     times.files = len(compressed)

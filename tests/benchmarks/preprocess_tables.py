@@ -72,7 +72,7 @@ def _codecs(figures: Figures) -> tuple[Table, str]:
             table.add_row("" if number else f"{syntax} (n = {codec['files']}{state})", *row)
     return table, (
         "Each decoder is used directly: dcmread + as_array, stored values only. `read_image` adds HU, checks and the "
-        "hash; `decode` is `read_image` without checks and hash. Ours is checked to give the original's pixels."
+        "hash; `decode` gives stored values as they do. Ours is checked to give the original's pixels."
     )
 
 
