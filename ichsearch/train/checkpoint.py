@@ -1,7 +1,7 @@
 """A trial's state on disk, from which it goes on to the same numbers; a torn or flipped one is never loaded.
 
-In: the model, the optimizer and the trial's records. Out: `checkpoint/epoch-NNN/` folders with the SHA-256 of their
-files. Weights and optimizer state are safetensors, records JSON: nothing is unpickled.
+In: the model, the optimizer and the trial's records. Out: `checkpoint/epoch-NNN-step-NNNNNN/` folders with the SHA-256
+of their files. Weights, optimizer and random states are safetensors, records JSON: nothing is unpickled.
 """
 
 import errno
@@ -21,14 +21,15 @@ from ichsearch.files import read_json, sha256_of, sync, write_json
 
 RECORDS: Final = "records.json"
 DIGESTS: Final = "sha256.json"
-FILES: Final = ("model.safetensors", "optimizer.safetensors", "best.safetensors", "predictions.safetensors", RECORDS)
+TENSORS: Final = ("model", "optimizer", "best", "predictions", "random")
+FILES: Final = (*(f"{name}.safetensors" for name in TENSORS), RECORDS)
 KEPT: Final = 2
 """Newest and the one before, should the newest prove damaged."""
 
 
 @dataclass
 class TrainState:
-    """What a trial carries from epoch to epoch."""
+    """What a trial carries from step to step; `records` is JSON-able, and says where the trial is."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -37,10 +38,10 @@ class TrainState:
     best_probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
-def save_checkpoint(folder: Path, epoch: int, state: TrainState) -> None:
-    """Write the state after `epoch` epochs, then remove all but the newest checkpoints."""
+def save_checkpoint(folder: Path, epoch: int, step: int, state: TrainState) -> None:
+    """Write the state after `epoch` epochs and `step` steps of the next, then remove all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"epoch-{epoch:03d}"
+    final = folder / f"epoch-{epoch:03d}-step-{step:06d}"
     aside = folder / f".{final.name}.aside"
     for leftover in (aside, final):  # of a run killed in between, or proved damaged
         shutil.rmtree(leftover, ignore_errors=True)
@@ -50,9 +51,10 @@ def save_checkpoint(folder: Path, epoch: int, state: TrainState) -> None:
         "optimizer": _flat(state.optimizer),
         "best": state.best_weights,
         "predictions": {"best": state.best_probabilities},
+        "random": _random_states(),
     }
-    for name, values in tensors.items():
-        save_weights(aside / f"{name}.safetensors", values)
+    for name in TENSORS:
+        save_weights(aside / f"{name}.safetensors", tensors[name])
     write_json(aside / RECORDS, state.records)
     write_json(aside / DIGESTS, {name: sha256_of(aside / name) for name in FILES})
     aside.rename(final)
@@ -62,18 +64,20 @@ def save_checkpoint(folder: Path, epoch: int, state: TrainState) -> None:
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> bool:
-    """Load the newest checkpoint that is whole into `state`; False if there is none."""
+    """Load the newest checkpoint that is whole into `state`, random states too; False if there is none."""
     for path in sorted(folder.glob("epoch-*"), reverse=True):
         try:
             whole = read_json(path / DIGESTS) == {name: sha256_of(path / name) for name in FILES}
         except (FileNotFoundError, DataError):
             continue
         if whole:
-            state.model.load_state_dict(load_file(path / "model.safetensors"))
-            _restore(state.optimizer, load_file(path / "optimizer.safetensors"))
-            state.best_weights = load_file(path / "best.safetensors")
-            state.best_probabilities = load_file(path / "predictions.safetensors")["best"]
+            tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
+            state.model.load_state_dict(tensors["model"])
+            _restore(state.optimizer, tensors["optimizer"])
+            state.best_weights = tensors["best"]
+            state.best_probabilities = tensors["predictions"]["best"]
             state.records = read_json(path / RECORDS)
+            _set_random_states(tensors["random"])
             return True
     return False
 
@@ -87,6 +91,20 @@ def save_weights(path: Path, values: dict[str, Tensor]) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     sync(path)
+
+
+def _random_states() -> dict[str, Tensor]:
+    """Torch's generators: dropout and the like draw from nothing else."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

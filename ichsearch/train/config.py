@@ -3,37 +3,97 @@
 In: values drawn by the search or given by hand. Out: a validated `TrialConfig`.
 """
 
-from typing import Final
+from typing import Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ichsearch.data.batches import Channels
-from ichsearch.train.metrics import Metric
+from ichsearch.data.augment import Augmentation, Kind
+from ichsearch.data.batches import Recipe, Sampler
+from ichsearch.data.channels import Channels
+from ichsearch.data.tasks import Task, task_labels
+from ichsearch.model.backbones import Head
+from ichsearch.train.metrics import Metric, is_defined
 
 MIN_LR: Final = 1e-7
+PAPERS_AUGMENTATIONS: Final = "flip+rotation+blur"
+
+Imbalance = Literal["none", "loss", "sampler"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Schedule = Literal["one_cycle", "fine_tune"]
 
 
 class InputConfig(BaseModel):
-    """What a backbone sees: enough to find a learning rate for it."""
+    """What a backbone sees and what it is asked: enough to find a learning rate for it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str
     batch_size: int = Field(ge=2, le=4096, description="slices a step")
     size: int = Field(ge=16, le=1024, description="pixels of an input's side")
+    task: Task = "multilabel"
     channels: Channels = "windows"
-    augment: float = Field(0.0, ge=0, le=1, description="strength of flip, rotation and blur")
+    head: Head = "linear"
+    augment: float = Field(0.0, ge=0, le=1, description="strength of all augmentations")
+    augmentations: str = Field(PAPERS_AUGMENTATIONS, description="their kinds, joined by +")
     min_brain: float = Field(0.02, ge=0, lt=1, description="training slices need this share of brain pixels")
+    imbalance: Imbalance = "none"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(0.01, ge=0, le=1, description="decoupled, not on norms and biases")
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: not clipped")
+    precision: Precision = "auto"
     seed: int = 0
+
+    @field_validator("augmentations")
+    @classmethod
+    def _known_kinds(cls, value: str) -> str:
+        kinds = value.split("+")
+        if unknown := sorted(set(kinds) - set(get_args(Kind))):
+            raise ValueError(f"augmentations must be of {', '.join(get_args(Kind))}, joined by +, but got {unknown[0]!r}")
+        return value
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the model has an output for, in order."""
+        return task_labels(self.task)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How slices become batches to train on."""
+        kinds = [kind for kind in get_args(Kind) if kind in self.augmentations.split("+")]
+        sampler: Sampler = "balanced" if self.imbalance == "sampler" else "shuffled"
+        return Recipe(
+            batch_size=self.batch_size,
+            channels=self.channels,
+            task=self.task,
+            augmentation=Augmentation(strength=self.augment, kinds=tuple(kinds)),
+            sampler=sampler,
+            seed=self.seed,
+        )
 
 
 class TrialConfig(InputConfig):
     """Everything that decides a trial's result on given data."""
 
-    epochs: int = Field(ge=1, le=1000)
-    lr: float = Field(ge=MIN_LR, le=100, description="highest learning rate of the one-cycle")
+    epochs: int = Field(ge=1, le=1000, description="all epochs, frozen ones included")
+    lr: float = Field(ge=MIN_LR, le=100, description="highest learning rate of the cycle")
     metric: Metric = "auroc_any"
+    schedule: Schedule = "one_cycle"
+    rise: float = Field(0.25, gt=0, lt=1, description="one_cycle: share of the steps in which the rate rises")
+    start_divisor: float = Field(25.0, ge=1, description="one_cycle: lr over the first rate")
+    end_divisor: float = Field(1e5, ge=1, description="one_cycle: lr over the last rate")
+    lr_spread: float = Field(100.0, ge=1, description="fine_tune: the head's rate over that of the earliest layers")
+    frozen_epochs: int = Field(1, ge=1, description="fine_tune: epochs in which the pretrained body is frozen")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if not is_defined(self.metric, self.labels):
+            raise ValueError(f"the metric must be defined for task {self.task}, but {self.metric} is not")
+        if self.schedule == "fine_tune" and self.frozen_epochs >= self.epochs:
+            raise ValueError(
+                f"fine_tune needs more epochs than frozen ones, but has {self.epochs} and {self.frozen_epochs}; "
+                "raise epochs or lower frozen_epochs"
+            )
+        return self
 
 
 class TrialFailedError(Exception):
