@@ -158,7 +158,8 @@ class Book:
     def _configured(self, drawn: dict[str, Scalar]) -> tuple[TrialConfig, dict[str, Any]]:
         """The configuration of what was drawn, and the drawn parameters with a factor under its own name."""
         space = self._space
-        inputs = {name: drawn[name] for name in FINITE if name in drawn} | {"seed": space.seed}
+        inputs = {name: drawn[name] for name in FINITE if name in drawn}
+        inputs |= {"task": space.task, "seed": space.seed}
         lr = float(drawn["lr"])
         if space.lr_is_factor(drawn):
             lr *= self._suggest_lr(InputConfig.model_validate(inputs))

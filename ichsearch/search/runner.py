@@ -49,7 +49,7 @@ RAY_TUNE_SETTINGS: Final = {
 }
 
 
-FIXED: Final = ("name", "metric", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom")
+FIXED: Final = ("name", "task", "metric", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom")
 """What stays as it was for the whole life of a run: what is there depends on it, or would not be comparable."""
 
 

@@ -10,18 +10,23 @@ from typing import Annotated, Any, Final, Literal, Self
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from ichsearch.data.tasks import Task, task_labels
 from ichsearch.errors import ConfigError
 from ichsearch.model.backbones import check_backbone
 from ichsearch.model.weights import Policy
 from ichsearch.search.domains import Choice, Constant, Factor, Parameter, Scalar, as_list
 from ichsearch.train.config import InputConfig, TrialConfig
-from ichsearch.train.metrics import Metric
+from ichsearch.train.metrics import Metric, is_defined
 
-SEARCHED: Final = ("backbone", "batch_size", "size", "channels", "augment", "min_brain", "weight_decay", "lr")
+SEARCHED: Final = (
+    "backbone", "batch_size", "size", "channels", "head", "augment", "augmentations", "min_brain", "imbalance",
+    "label_smoothing", "weight_decay", "clip_norm", "precision", "schedule", "rise", "start_divisor", "end_divisor",
+    "lr_spread", "frozen_epochs", "lr",
+)  # fmt: skip
 REQUIRED: Final = ("backbone", "batch_size", "size", "lr")
 FACTORS: Final = (0.01, 99.0)
 """With the LR finder's plausible suggestions, 1e-5 to 1, these stay within what a trial takes."""
-FINITE: Final = ("backbone", "batch_size", "size", "channels")
+FINITE: Final = ("backbone", "batch_size", "size", "channels", "head")
 """Parameters that the LR finder runs for each value of: they cannot be ranges."""
 
 
@@ -54,6 +59,7 @@ class Space(_Section):
     """A space file, validated."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    task: Task = "multilabel"
     metric: Metric = "auroc_any"
     trials: int = Field(20, ge=1, le=100_000)
     epochs: int = Field(6, ge=1, le=1000, description="length of every trial")
@@ -83,7 +89,26 @@ class Space(_Section):
                 _check_domain(name, domain)
             self._check_conditions(name, parameter)
         self._check_backbones()
+        self._check_whole()
         return self
+
+    def _check_whole(self) -> None:
+        """Rules of a trial that bind a parameter to the run."""
+        if not is_defined(self.metric, task_labels(self.task)):
+            raise _rule(["metric"], f"the metric must be defined for task {self.task}, but {self.metric} is not")
+        if "fine_tune" not in self._values("schedule"):
+            return
+        frozen = max(self._values("frozen_epochs") or [TrialConfig.model_fields["frozen_epochs"].default])
+        if frozen >= self.epochs:
+            raise _rule(
+                ["epochs"],
+                f"fine_tune needs more epochs than frozen ones, but has {self.epochs} and {frozen}; raise epochs",
+            )
+
+    def _values(self, name: str) -> list[Any]:
+        """The values that bound a parameter; none if the space leaves it alone."""
+        domains = self.parameters[name].domains() if name in self.parameters else []
+        return [value for domain in domains for value in domain.extremes()]
 
     def _check_backbones(self) -> None:
         for backbone in self.backbones():
@@ -127,7 +152,7 @@ class Space(_Section):
             drawn = dict(zip(free, values, strict=True))
             for more in product(*(self._possible(name, drawn) for name in tied)):
                 full = drawn | dict(zip(tied, more, strict=True))
-                configs[InputConfig.model_validate({**full, "seed": self.seed})] = None
+                configs[InputConfig.model_validate({**full, "task": self.task, "seed": self.seed})] = None
         return list(configs)
 
     def _possible(self, name: str, drawn: dict[str, Scalar]) -> list[Scalar]:
@@ -142,12 +167,11 @@ class Space(_Section):
 
     def sizes(self) -> list[int]:
         """Every image size that the space can propose."""
-        return sorted({int(value) for domain in self.parameters["size"].domains() for value in domain.extremes()})
+        return sorted({int(value) for value in self._values("size")})
 
     def backbones(self) -> list[str]:
         """Every backbone that the space can propose, in the file's order."""
-        domains = self.parameters["backbone"].domains()
-        return list(dict.fromkeys(str(value) for domain in domains for value in domain.extremes()))
+        return list(dict.fromkeys(str(value) for value in self._values("backbone")))
 
 
 def _check_domain(name: str, domain: Any) -> None:

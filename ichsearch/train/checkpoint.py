@@ -1,7 +1,7 @@
 """A trial's state on disk, from which it goes on to the same numbers; a torn or flipped one is never loaded.
 
-In: the model, the optimizer and the trial's records. Out: `checkpoint/epoch-NNN-step-NNNNNN/` folders with the SHA-256
-of their files. Weights, optimizer and random states are safetensors, records JSON: nothing is unpickled.
+In: the model, the optimizer and the trial's records. Out: `checkpoint/epoch-NNN[-step-NNNNNN]/` folders with the
+SHA-256 of their files. Weights, optimizer and random states are safetensors, records JSON: nothing is unpickled.
 """
 
 import errno
@@ -38,10 +38,10 @@ class TrainState:
     best_probabilities: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
-def save_checkpoint(folder: Path, epoch: int, step: int, state: TrainState) -> None:
+def save_checkpoint(folder: Path, epoch: int, state: TrainState, step: int = 0) -> None:
     """Write the state after `epoch` epochs and `step` steps of the next, then remove all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"epoch-{epoch:03d}-step-{step:06d}"
+    final = folder / (f"epoch-{epoch:03d}-step-{step:06d}" if step else f"epoch-{epoch:03d}")
     aside = folder / f".{final.name}.aside"
     for leftover in (aside, final):  # of a run killed in between, or proved damaged
         shutil.rmtree(leftover, ignore_errors=True)

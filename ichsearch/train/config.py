@@ -3,9 +3,9 @@
 In: values drawn by the search or given by hand. Out: a validated `TrialConfig`.
 """
 
-from typing import Final, Literal, Self, get_args
+from typing import Annotated, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ichsearch.data.augment import Augmentation, Kind
 from ichsearch.data.batches import Recipe, Sampler
@@ -17,6 +17,15 @@ from ichsearch.train.metrics import Metric, is_defined
 MIN_LR: Final = 1e-7
 PAPERS_AUGMENTATIONS: Final = "flip+rotation+blur"
 
+
+
+def _known_kinds(value: str) -> str:
+    if unknown := sorted(set(value.split("+")) - set(get_args(Kind))):
+        raise ValueError(f"augmentations must be of {', '.join(get_args(Kind))}, joined by +, but {unknown[0]!r} is none")
+    return value
+
+
+Augmentations = Annotated[str, AfterValidator(_known_kinds)]
 Imbalance = Literal["none", "loss", "sampler"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["one_cycle", "fine_tune"]
@@ -34,7 +43,7 @@ class InputConfig(BaseModel):
     channels: Channels = "windows"
     head: Head = "linear"
     augment: float = Field(0.0, ge=0, le=1, description="strength of all augmentations")
-    augmentations: str = Field(PAPERS_AUGMENTATIONS, description="their kinds, joined by +")
+    augmentations: Augmentations = Field(PAPERS_AUGMENTATIONS, description="their kinds, joined by +")
     min_brain: float = Field(0.02, ge=0, lt=1, description="training slices need this share of brain pixels")
     imbalance: Imbalance = "none"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -42,14 +51,6 @@ class InputConfig(BaseModel):
     clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: not clipped")
     precision: Precision = "auto"
     seed: int = 0
-
-    @field_validator("augmentations")
-    @classmethod
-    def _known_kinds(cls, value: str) -> str:
-        kinds = value.split("+")
-        if unknown := sorted(set(kinds) - set(get_args(Kind))):
-            raise ValueError(f"augmentations must be of {', '.join(get_args(Kind))}, joined by +, but got {unknown[0]!r}")
-        return value
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ class Trainer:
             if epoch + 1 < self._config.epochs and waited_s >= (
                 SECONDS_BETWEEN_CHECKPOINTS if self._checkpoint_every_s is None else self._checkpoint_every_s
             ):
-                self._save(epoch + 1, 0)
+                self._save(epoch + 1)
             on_epoch(record)
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
@@ -161,10 +161,10 @@ class Trainer:
         every_s = self._checkpoint_every_s
         return every_s is not None and time.monotonic() - self._saved_at_s >= every_s
 
-    def _save(self, epoch: int, step: int) -> None:
+    def _save(self, epoch: int, step: int = 0) -> None:
         self._guard.look()
         self._state.records |= {"stepper": self._training.stepper.state(), "guard": self._guard.state()}
-        save_checkpoint(self._folder / "checkpoint", epoch, step, self._state)
+        save_checkpoint(self._folder / "checkpoint", epoch, self._state, step)
         self._saved_at_s = time.monotonic()
 
     def _predict(self) -> FloatArray:
