@@ -3,14 +3,16 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from slice_sets import make_slices, split_of
 
-from ichsearch.data.batches import Batches
+from ichsearch.data.batches import Batches, Recipe
+from ichsearch.data.channels import Channels
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
 from ichsearch.train.lr_finder import find_lr
-from ichsearch.train.setup import make_batches, parts_of
+from ichsearch.train.setup import parts_of
 from ichsearch.train.trial import run_trial
 
 pytestmark = [
@@ -23,8 +25,8 @@ PAPER = ("resnet18", "resnet50", "resnet101", "densenet121", "alexnet")
 def test_a_trial_learns_on_the_gpu_and_keeps_its_slices_there(tmp_path: Path) -> None:
     slices = make_slices(patients=25, slices=6, size=32)
     split, cuda = split_of(slices), torch.device("cuda")
-    config = TrialConfig(backbone="resnet10t", batch_size=16, size=32, channels="brain", augment=0.5, lr=5e-3, epochs=6)
-    batches: Batches = make_batches(slices, parts_of(slices, split, 0.0).train, config, cuda)
+    config = TrialConfig(backbone="resnet10t", batch_size=16, size=32, channels="hu", augment=0.5, lr=5e-3, epochs=6)
+    batches: Batches = Batches(slices, parts_of(slices, split, 0.0).train, config.recipe, cuda)
     assert isinstance(batches._hu, torch.Tensor)
     assert batches._hu.is_cuda
     assert run_trial(config, slices, split, tmp_path).score > 0.9
@@ -47,14 +49,37 @@ def test_every_backbone_of_the_paper_trains_at_full_size(backbone: str, tmp_path
     assert len(records) == 3
 
 
-def test_too_little_memory_is_a_reason_not_a_crash(tmp_path: Path) -> None:
+def limited(fraction: float) -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(fraction)
+
+
+def test_too_little_memory_halves_the_micro_batch(tmp_path: Path) -> None:
     slices = make_slices(patients=25, slices=6, size=256)
     config = TrialConfig(backbone="resnet50", batch_size=64, size=256, lr=1e-3, epochs=1)
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(600 * 2**20 / total)
+    limited(2 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        assert run_trial(config, slices, split_of(slices), tmp_path).micro_batch < 64
+    finally:
+        limited(1.0)
+
+
+def test_too_little_memory_for_one_slice_is_a_reason_not_a_crash(tmp_path: Path) -> None:
+    slices = make_slices(patients=25, slices=6, size=256)
+    config = TrialConfig(backbone="resnet50", batch_size=64, size=256, lr=1e-3, epochs=1)
+    limited(150 * 2**20 / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(TrialFailedError, match="out_of_memory"):
             run_trial(config, slices, split_of(slices), tmp_path)
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+        limited(1.0)
+
+
+@pytest.mark.parametrize("channels", ["hu", "windows", "neighbours", "hist"])
+def test_batches_are_the_same_on_the_gpu_and_on_the_cpu(channels: Channels) -> None:
+    slices = make_slices(patients=10, slices=6, size=64)
+    rows, recipe = np.arange(len(slices.table)), Recipe(batch_size=16, channels=channels)
+    on_gpu = Batches(slices, rows, recipe, torch.device("cuda")).evaluate()
+    on_cpu = Batches(slices, rows, recipe, torch.device("cpu")).evaluate()
+    for ours, expected in zip(on_gpu, on_cpu, strict=True):
+        torch.testing.assert_close(ours.cpu(), expected, rtol=1e-4, atol=1e-4)

@@ -15,19 +15,23 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from slice_sets import LITTLE_BRAIN, make_slices, split_of
 
+from ichsearch.data.batches import Batches
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import VALIDATION_FOLD, Split
 from ichsearch.errors import DataError
 from ichsearch.labels import LABELS
-from ichsearch.train import trial
+from ichsearch.train import setup
 from ichsearch.train.config import TrialConfig, TrialFailedError
+from ichsearch.train.guard import STEPS_BETWEEN_LOOKS
 from ichsearch.train.metrics import score
-from ichsearch.train.setup import make_batches, make_model, make_optimizer, parts_of
-from ichsearch.train.trial import TrialResult, predict, read_result, run_trial
+from ichsearch.train.optimizer import LAYER_GROUP, make_optimizer
+from ichsearch.train.setup import make_model, parts_of
+from ichsearch.train.steps import Stepper, predict
+from ichsearch.train.trial import TrialResult, read_result, run_trial
 
 CPU = torch.device("cpu")
 CONFIG = TrialConfig(
-    backbone="resnet10t", batch_size=16, size=32, channels="brain", augment=0.5, lr=5e-3, epochs=3, seed=1
+    backbone="resnet10t", batch_size=16, size=32, channels="hu", augment=0.5, lr=5e-3, epochs=3, seed=1
 )
 Whole = tuple[Path, TrialResult, list[dict[str, Any]]]
 TIMES = ("seconds", "trained_s")
@@ -131,10 +135,10 @@ def test_the_best_epoch_is_the_one_that_is_stored(whole: Whole, slices: SliceSet
     model = make_model(CONFIG, None, CPU)
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     parts = parts_of(slices, split, CONFIG.min_brain)
-    probabilities = predict(model, make_batches(slices, parts.validation, CONFIG, CPU), CPU)
+    probabilities = predict(model, Batches(slices, parts.validation, CONFIG.recipe, CPU).evaluate())
     stored = pd.read_parquet(folder / "predictions.parquet")
     np.testing.assert_array_equal(stored[[f"probability_{label}" for label in LABELS]].to_numpy(), probabilities)
-    assert score(slices.labels[parts.validation], probabilities) == result.metrics
+    assert score(slices.labels[parts.validation], probabilities, LABELS, stored["patient"].to_numpy()) == result.metrics
 
 
 def test_predictions_name_slice_patient_truth_and_probability(whole: Whole, slices: SliceSet, split: Split) -> None:
@@ -151,32 +155,60 @@ def test_predictions_name_slice_patient_truth_and_probability(whole: Whole, slic
     assert {split.patients[name] for name in stored["patient"]} == {VALIDATION_FOLD}
 
 
-@pytest.fixture
-def checkpoint_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "CHECKPOINT_EVERY_S", 0.0)
+def assert_same_end(folder: Path, result: TrialResult, whole: Whole) -> None:
+    other, expected, _ = whole
+    assert epochs_without_times(folder) == epochs_without_times(other)
+    assert (result.score, result.best_epoch, result.metrics) == (expected.score, expected.best_epoch, expected.metrics)
+    for name in ("weights.safetensors", "predictions.parquet"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.usefixtures("checkpoint_each_epoch")
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_an_interrupted_trial_ends_with_the_same_bits(
-    whole: Whole,
-    slices: SliceSet,
-    split: Split,
-    tmp_path: Path,
-    epoch: int,
+def test_a_trial_interrupted_between_epochs_ends_with_the_same_bits(
+    whole: Whole, slices: SliceSet, split: Split, tmp_path: Path, epoch: int
 ) -> None:
     with pytest.raises(StoppedError):
-        run_trial(CONFIG, slices, split, tmp_path, device=CPU, on_epoch=stop_after(epoch))
+        run_trial(CONFIG, slices, split, tmp_path, device=CPU, on_epoch=stop_after(epoch), checkpoint_every_s=0)
     assert read_result(tmp_path) is None
     torch.rand(5)
     continued: list[dict[str, Any]] = []
     result = run_trial(CONFIG, slices, split, tmp_path, device=CPU, on_epoch=continued.append)
     assert [record["epoch"] for record in continued] == list(range(epoch + 1, 4))
-    folder, expected, _ = whole
-    assert epochs_without_times(tmp_path) == epochs_without_times(folder)
-    assert (result.score, result.best_epoch, result.metrics) == (expected.score, expected.best_epoch, expected.metrics)
-    for name in ("weights.safetensors", "predictions.parquet"):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    assert_same_end(tmp_path, result, whole)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7, 8, 12])
+def test_a_trial_interrupted_within_an_epoch_ends_with_the_same_bits(
+    whole: Whole, slices: SliceSet, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    real, steps = Stepper.step, [0]
+
+    def counted(self: Stepper, *batch: torch.Tensor) -> torch.Tensor:
+        steps[0] += 1
+        if steps[0] == stop + 1:
+            raise StoppedError
+        return real(self, *batch)
+
+    with monkeypatch.context() as patched, pytest.raises(StoppedError):
+        patched.setattr(Stepper, "step", counted)
+        run_trial(CONFIG, slices, split, tmp_path, device=CPU, checkpoint_every_s=0)
+    torch.rand(5)
+    monkeypatch.setattr(Stepper, "step", counted)
+    steps[0] = stop + 1
+    result = run_trial(CONFIG, slices, split, tmp_path, device=CPU)
+    per_epoch = len(parts_of(slices, split, CONFIG.min_brain).train) // CONFIG.batch_size
+    assert steps[0] == 1 + 3 * per_epoch, "a step was made twice"
+    assert_same_end(tmp_path, result, whole)
+
+
+def test_a_torn_newest_checkpoint_costs_a_step_and_no_bit(
+    whole: Whole, slices: SliceSet, split: Split, tmp_path: Path
+) -> None:
+    with pytest.raises(StoppedError):
+        run_trial(CONFIG, slices, split, tmp_path, device=CPU, on_epoch=stop_after(2), checkpoint_every_s=0)
+    newest = sorted((tmp_path / "checkpoint").glob("epoch-*"))[-1] / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert_same_end(tmp_path, run_trial(CONFIG, slices, split, tmp_path, device=CPU), whole)
 
 
 def test_a_trial_without_time_for_checkpoints_starts_again(slices: SliceSet, split: Split, tmp_path: Path) -> None:
@@ -209,28 +241,54 @@ def test_a_weight_that_is_no_number_ends_a_trial_at_its_first_look(
     state["conv1.0.weight"][0, 0, 0, 0] = math.nan
     state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     save_file(state, tmp_path / "weights.safetensors")
-    steps: list[float] = []
-    real = trial.train_step
+    real, steps = Stepper.step, [0]
 
-    def counted(*arguments: Any) -> torch.Tensor:
-        steps.append(arguments[-1])
-        return real(*arguments)
+    def counted(self: Stepper, *batch: torch.Tensor) -> torch.Tensor:
+        steps[0] += 1
+        return real(self, *batch)
 
-    monkeypatch.setattr(trial, "train_step", counted)
-    with pytest.raises(TrialFailedError, match="the loss is not finite in epoch 1"):
+    monkeypatch.setattr(Stepper, "step", counted)
+    with pytest.raises(TrialFailedError, match="the loss is not finite"):
         run_trial(CONFIG, slices, split, tmp_path / "trial", weights=tmp_path / "weights.safetensors", device=CPU)
-    assert len(steps) == 1
+    assert steps[0] <= STEPS_BETWEEN_LOOKS
 
 
-def test_too_little_memory_is_told_by_name(
-    slices: SliceSet, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A machine on which only so many slices go through a model at once."""
+    memory, real = {"fits": 1}, setup.make_model
+
+    def refuse(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs[0]) > memory["fits"]:
+            raise torch.OutOfMemoryError
+
+    def make_greedy_model(*arguments: Any) -> torch.nn.Module:
+        model = real(*arguments)
+        model.register_forward_pre_hook(refuse)
+        return model
+
+    monkeypatch.setattr(setup, "make_model", make_greedy_model)
+    return memory
+
+
+def test_too_little_memory_halves_the_micro_batch_and_keeps_the_batch(
+    slices: SliceSet, split: Split, tmp_path: Path, small_memory: dict[str, int]
 ) -> None:
-    def no_memory(*_: object) -> torch.Tensor:
-        raise torch.cuda.OutOfMemoryError
+    small_memory["fits"] = 5
+    records: list[dict[str, Any]] = []
+    result = run_trial(CONFIG, slices, split, tmp_path, device=CPU, on_epoch=records.append)
+    assert result.micro_batch == 4
+    assert [record["micro_batch"] for record in records] == [4, 4, 4]
+    assert result.score > 0.9
 
-    monkeypatch.setattr(trial, "train_step", no_memory)
-    with pytest.raises(TrialFailedError, match="out_of_memory: batch of 16 at 32 px"):
+
+def test_too_little_memory_for_one_slice_is_told_by_name(
+    slices: SliceSet, split: Split, tmp_path: Path, small_memory: dict[str, int]
+) -> None:
+    small_memory["fits"] = 0
+    with pytest.raises(TrialFailedError, match="out_of_memory") as caught:
         run_trial(CONFIG, slices, split, tmp_path, device=CPU)
+    assert caught.value.reason == "out_of_memory"
 
 
 @pytest.mark.parametrize("min_brain", [0.0, 0.02, 0.3])
@@ -252,13 +310,63 @@ def test_a_filter_that_leaves_nothing_is_a_data_error(slices: SliceSet, split: S
         parts_of(slices, split, 0.99)
 
 
-def test_norms_and_biases_do_not_decay() -> None:
-    model = make_model(CONFIG, None, CPU)
-    decayed, kept = make_optimizer(model, CONFIG.model_copy(update={"weight_decay": 0.2})).param_groups
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.2, 0.0)
-    assert all(parameter.ndim > 1 for parameter in decayed["params"])
-    assert all(parameter.ndim == 1 for parameter in kept["params"])
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+@pytest.mark.parametrize("backbone", ["resnet10t", "test_vit"])
+def test_norms_and_biases_do_not_decay_and_every_parameter_has_its_group(backbone: str) -> None:
+    config = CONFIG.model_copy(update={"backbone": backbone})
+    model = make_model(config, None, CPU)
+    groups = make_optimizer(model, 0.2).param_groups
+    for group in groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.2}
+    assert {group[LAYER_GROUP] for group in groups} == {0, 1, 2}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "any"},
+        {"task": "positives", "metric": "accuracy_multi"},
+        {"channels": "windows"},
+        {"channels": "neighbours"},
+        {"channels": "hist"},
+        {"head": "concat_pool"},
+        {"imbalance": "loss"},
+        {"imbalance": "sampler"},
+        {"label_smoothing": 0.1, "clip_norm": 1.0},
+        {"schedule": "fine_tune"},
+        {"augmentations": "flip+rotation+blur+shift_scale+erasing+noise+gain"},
+        {"precision": "bf16"},
+        {"metric": "log_loss"},
+    ],
+    ids=lambda change: "-".join(map(str, change.values())),
+)
+def test_every_choice_of_a_recipe_trains(
+    slices: SliceSet, split: Split, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    config = TrialConfig.model_validate(CONFIG.model_dump() | {"epochs": 2} | change)
+    records: list[dict[str, Any]] = []
+    result = run_trial(config, slices, split, tmp_path, device=CPU, on_epoch=records.append)
+    assert result.score == records[result.best_epoch - 1][config.metric]
+    assert all(math.isfinite(record["train_loss"]) for record in records)
+    stored = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert list(stored)[2:] == [f"{kind}_{label}" for label in config.labels for kind in ("label", "probability")]
+
+
+def test_a_frozen_body_stays_and_its_norms_and_head_move(slices: SliceSet, split: Split, tmp_path: Path) -> None:
+    config = TrialConfig.model_validate(CONFIG.model_dump() | {"schedule": "fine_tune", "metric": "log_loss"})
+    seen: list[dict[str, torch.Tensor]] = []
+    start = {name: value.clone() for name, value in make_model(config, None, CPU).state_dict().items()}
+
+    def keep(record: dict[str, Any]) -> None:
+        if record["epoch"] == 1:
+            seen.append(load_file(next((tmp_path / "checkpoint").iterdir()) / "model.safetensors"))
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_trial(config, slices, split, tmp_path, device=CPU, on_epoch=keep, checkpoint_every_s=0)
+    moved = {name for name, value in seen[0].items() if not torch.equal(value, start[name])}
+    assert {"fc.weight", "fc.bias", "bn1.weight", "bn1.running_mean"} <= moved
+    assert not {name for name in moved if "conv" in name}
 
 
 def test_the_seed_decides_the_random_weights() -> None:
@@ -277,6 +385,8 @@ def test_the_seed_decides_the_random_weights() -> None:
         ("epochs", 0),
         ("batch_size", 1),
         ("augment", 1.1),
+        ("augmentations", "flip+twist"),
+        ("metric", "auroc_twist"),
         ("min_brain", 1.0),
         ("speed", 1),
     ],
