@@ -43,6 +43,9 @@ _FORMS: Final = "ID,Label as in RSNA 2019, a DICOM UID with one column a label, 
 
 _MEND: Final = "mend the labels CSV"
 
+_ROWS_AT_ONCE: Final = 100_000
+"""Text is parsed so many rows at a time: it takes ten times the memory that is kept of it."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -83,12 +86,9 @@ def read_labels(path: Path) -> Labels:
 
 def _long(rows: pd.DataFrame) -> dict[str, SliceLabels]:
     rows = _select(rows, ["ID", "Label"])
-    parts = rows["ID"].str.rpartition("_")
-    rule = "an ID must be <SOPInstanceUID>_<label> with a label of " + ", ".join(LABELS)
-    _refuse((parts[0] == "") | ~parts[2].isin(LABELS), rule, "holds another")
+    names, columns = _split_ids(rows["ID"])
     said = _bits(rows, ["Label"])[:, 0]
-    slices, uids = pd.factorize(parts[0])
-    columns = pd.Index(LABELS).get_indexer(pd.Index(parts[2]))
+    slices, uids = pd.factorize(names)
     table = np.full((len(uids), len(LABELS)), -1, np.int8)
     first = ~pd.Series(slices * len(LABELS) + columns).duplicated().to_numpy()
     table[slices[first], columns[first]] = said[first]
@@ -97,6 +97,18 @@ def _long(rows: pd.DataFrame) -> dict[str, SliceLabels]:
     incomplete = pd.Series(table.min(axis=1)[slices] < 0, rows.index)
     _refuse(incomplete, "a slice must have six labels", "names one that has fewer")
     return _by_identifier(uids, table)
+
+
+def _split_ids(ids: "pd.Series[str]") -> tuple["pd.Series[str]", NDArray[np.int64]]:
+    """The SOPInstanceUID of each ID of the long form, and the column of its label."""
+    rule = "an ID must be <SOPInstanceUID>_<label> with a label of " + ", ".join(LABELS)
+    names, columns = [], []
+    for start in range(0, len(ids), _ROWS_AT_ONCE):
+        parts = ids.iloc[start : start + _ROWS_AT_ONCE].str.rpartition("_")
+        _refuse((parts[0] == "") | ~parts[2].isin(LABELS), rule, "holds another")
+        names.append(parts[0])
+        columns.append(pd.Index(LABELS).get_indexer(pd.Index(parts[2])))
+    return pd.concat(names), np.concatenate(columns)
 
 
 def _wide(rows: pd.DataFrame, identifier: str) -> dict[str, SliceLabels]:
@@ -130,7 +142,11 @@ def _one_each(identifiers: "pd.Series[str]", table: Bits) -> dict[str, SliceLabe
 
 
 def _by_identifier(identifiers: "pd.Index[str]", table: Bits) -> dict[str, SliceLabels]:
-    return {str(uid): tuple(labels) for uid, labels in zip(identifiers, table.tolist(), strict=True)}
+    same: dict[SliceLabels, SliceLabels] = {}  # there are few different ones: one copy each
+    return {
+        str(uid): same.setdefault(labels, labels)
+        for uid, labels in zip(identifiers, map(tuple, table.tolist()), strict=True)
+    }
 
 
 def _bits(rows: pd.DataFrame, names: list[str]) -> Bits:
@@ -155,9 +171,16 @@ def _rows(path: Path) -> pd.DataFrame:
 def _cells(path: Path) -> pd.DataFrame:
     """The whole file as text, the header as its first row: so no row is widened, renamed or skipped."""
     try:
-        return pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", header=None, skip_blank_lines=False
+        pieces = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+            header=None,
+            skip_blank_lines=False,
+            chunksize=_ROWS_AT_ONCE,
         )
+        return pd.concat(pieces, ignore_index=True)
     except FileNotFoundError:
         raise DataError("the labels CSV must exist, but it does not; check --labels") from None
     except OSError as error:

@@ -19,7 +19,7 @@ from ichsearch.errors import AlreadyRunningError, DataError
 from ichsearch.shards.accounting import QUARANTINE, count, nothing_readable, quarantine_rejected, write_quarantine
 from ichsearch.shards.build import LEDGER, LedgerEntry, build_shard, finished_entry, ledger_name
 from ichsearch.shards.identity import Key, home_folder, load_key
-from ichsearch.shards.labels_csv import Labels, SliceLabels, read_labels
+from ichsearch.shards.labels_csv import Labels, read_labels
 from ichsearch.shards.manifest import (
     MANIFEST,
     SETTINGS,
@@ -125,8 +125,7 @@ def _labelled(sources: list[SourceFile], labels: Labels | None, key: Key) -> tup
     """The files with their labels, and the number of labels that belong to none of them."""
     if labels is None:
         return [LabelledFile(source, None) for source in sources], 0
-    same: dict[SliceLabels, SliceLabels] = {}  # there are few different ones: one copy each
-    of_name = {key.hash(labels.level, name): same.setdefault(bits, bits) for name, bits in labels.values.items()}
+    of_name = {key.hash(labels.level, name): bits for name, bits in labels.values.items()}
     missing = of_name.keys() - {getattr(source, labels.level) for source in sources}
     if len(missing) == len(of_name):
         raise DataError(
