@@ -27,7 +27,7 @@ from ichsearch.train.trial import TrialResult, predict, read_result, run_trial
 
 CPU = torch.device("cpu")
 CONFIG = TrialConfig(
-    backbone="resnet10t", batch_size=16, size=32, channels="brain", augment=0.5, lr=5e-3, epochs=3, seed=1
+    backbone="resnet10t", batch_size=16, size=32, channels="hu", augment=0.5, lr=5e-3, epochs=3, seed=1
 )
 Whole = tuple[Path, TrialResult, list[dict[str, Any]]]
 TIMES = ("seconds", "trained_s")

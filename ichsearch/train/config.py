@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ichsearch.data.batches import Channels
+from ichsearch.data.channels import Channels
 from ichsearch.train.metrics import Metric
 
 MIN_LR: Final = 1e-7

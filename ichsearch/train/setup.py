@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ichsearch.data.batches import WINDOWS, Batches, Recipe
+from ichsearch.data.augment import Augmentation
+from ichsearch.data.batches import Batches, Recipe
 from ichsearch.data.cache import SliceSet
+from ichsearch.data.channels import CHANNELS
 from ichsearch.data.split import VALIDATION_FOLD, Split
 from ichsearch.errors import DataError
 from ichsearch.labels import LABELS, LOSS_WEIGHTS
@@ -61,7 +63,7 @@ def pick_device() -> torch.device:
 def make_model(config: InputConfig, weights: Path | None, device: torch.device) -> nn.Module:
     """The configuration's backbone; random weights depend on its seed alone."""
     torch.manual_seed(config.seed)
-    channels = len(WINDOWS[config.channels])
+    channels = CHANNELS[config.channels]
     return to_device(create_backbone(config.backbone, channels, len(LABELS), config.size, weights), device)
 
 
@@ -77,7 +79,9 @@ def make_optimizer(model: nn.Module, config: InputConfig) -> torch.optim.AdamW:
 
 def make_batches(slices: SliceSet, rows: npt.NDArray[np.int64], config: InputConfig, device: torch.device) -> Batches:
     """Batches of the rows as the configuration wants them."""
-    return Batches(slices, rows, Recipe(config.batch_size, config.channels, config.augment, config.seed), device)
+    augmentation = Augmentation(strength=config.augment)
+    recipe = Recipe(config.batch_size, config.channels, augmentation=augmentation, seed=config.seed)
+    return Batches(slices, rows, recipe, device)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[None]:
