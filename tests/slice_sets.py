@@ -6,13 +6,14 @@ of real shards with a manifest.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ichsearch.data.cache import SliceSet
+from ichsearch.data.channels import hist_breaks
 from ichsearch.data.split import Split, make_split
 from ichsearch.files import sha256_of
 from ichsearch.labels import ANY, LABELS, SUBTYPES
@@ -124,7 +125,7 @@ def as_slice_set(rows: Sequence[Row], size: int, fingerprint: str = "test data")
     schema = shard_schema(size)
     table = pa.Table.from_pylist(list(rows), schema=schema).drop_columns(list(IMAGES)).to_pandas()
     hu = unpack_hu(np.stack([np.frombuffer(row["hu"], np.uint8).reshape(2, size, size) for row in rows]))
-    return SliceSet(hu, table, fingerprint)
+    return SliceSet(hu, table, fingerprint, registered=True, hist_breaks=hist_breaks(hu))
 
 
 def make_slices(
@@ -140,7 +141,9 @@ def split_of(slices: SliceSet, seed: int = 0) -> Split:
     return make_split(slices.table, slices.fingerprint, seed)
 
 
-def write_shards(folder: Path, rows: Sequence[Row], size: int, shards: int = 2) -> Manifest:
+def write_shards(
+    folder: Path, rows: Sequence[Row], size: int, shards: int = 2, crop: Literal["series", "slice"] = "series"
+) -> Manifest:
     """Write the rows through ichsearch's own writer to `shards` Parquet files with a manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = [_write_shard(folder / f"shard-{number:04d}.parquet", part, size) for number, part in _cut(rows, shards)]
@@ -160,7 +163,8 @@ def write_shards(folder: Path, rows: Sequence[Row], size: int, shards: int = 2) 
         positives={label: sum(row[label] for row in labelled) for label in LABELS},
         reasons={},
     )
-    manifest = make_manifest(Settings(size=size, key_id="test key", source_id="test source"), "slice", counts, entries)
+    settings = Settings(size=size, crop=crop, key_id="test key", source_id="test source")
+    manifest = make_manifest(settings, "slice", counts, entries)
     write_manifest(open_folder(folder), manifest)
     return manifest
 

@@ -3,16 +3,22 @@
 import os
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from slice_sets import Row, as_slice_set, make_rows, write_shards
 
-from ichsearch.data import cache as cache_module
-from ichsearch.data.cache import SliceSet, area_averaged, cache_folder, open_slices
-from ichsearch.errors import ConfigError, DataError, StorageError
+from ichsearch.data import cache_build
+from ichsearch.data.cache import SliceSet, cache_folder, open_slices
+from ichsearch.data.channels import hist_breaks
+from ichsearch.data.decode import area_averaged
+from ichsearch.errors import ConfigError, DataError
 from ichsearch.labels import LABELS
+from ichsearch.shards.schema import pack_hu
 
 SIZE = 32
 BYTES_A_SLICE = SIZE * SIZE * 2
@@ -93,7 +99,7 @@ def test_a_smaller_size_is_averaged_from_the_shards(shards: Path, cache: Path, r
 
 def test_a_size_that_divides_nothing_keeps_constants(cache: Path, tmp_path: Path, rows: list[Row]) -> None:
     for row in rows:
-        row["hu"] = np.full((SIZE, SIZE), -77, "<i2").tobytes()
+        row["hu"] = pack_hu(np.full((SIZE, SIZE), -77, np.int16))
     write_shards(tmp_path / "constant", rows, SIZE)
     assert (open_slices(tmp_path / "constant", 23, cache).hu == -77).all()
 
@@ -182,26 +188,68 @@ def test_an_evicted_map_stays_readable_where_it_is_open(
     np.testing.assert_array_equal(first.hu, as_slice_set(rows[:40], SIZE).hu)
 
 
-def test_slices_beyond_the_quota_are_a_storage_error_that_names_bytes(
-    shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "100000")
-    with pytest.raises(StorageError, match=rf"100,000 bytes .* need {72 * BYTES_A_SLICE:,} ") as caught:
-        open_slices(shards, SIZE, cache)
-    assert "ICHSEARCH_CACHE_BYTES" in str(caught.value)
-    assert not entries(cache)
-
-
-def test_slices_that_do_not_fit_evict_nobody(
+def test_slices_beyond_the_quota_are_streamed_and_evict_nobody(
     tmp_path: Path, cache: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(tmp_path / "small", rows[:10], SIZE)
     write_shards(tmp_path / "large", rows, SIZE)
     monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", str(40 * BYTES_A_SLICE))
-    open_slices(tmp_path / "small", SIZE, cache)
-    with pytest.raises(StorageError):
-        open_slices(tmp_path / "large", SIZE, cache)
+    small, large = (open_slices(tmp_path / name, SIZE, cache) for name in ("small", "large"))
+    assert (small.streams, large.streams) == (False, True)
+    assert large.table.equals(as_slice_set(rows, SIZE).table)
+    assert len(entries(cache)) == 2
+    assert not open_slices(tmp_path / "small", SIZE, cache).streams
+
+
+def test_a_streamed_set_takes_no_room_for_pixels(shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "100000")
+    assert open_slices(shards, SIZE, cache).hu.shape == (72, SIZE, SIZE)
+    assert sum(file.stat().st_size for file in cache.rglob("*")) < 72 * BYTES_A_SLICE
+
+
+def test_a_quota_that_was_raised_ends_the_streaming(shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "100000")
+    assert open_slices(shards, SIZE, cache).streams
+    monkeypatch.delenv("ICHSEARCH_CACHE_BYTES")
+    assert not open_slices(shards, SIZE, cache).streams
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "100000")
+    assert not open_slices(shards, SIZE, cache).streams, "what is decoded is used, whatever the quota is now"
+
+
+@pytest.mark.parametrize("lost", ["hu.npy", "slices.parquet", "hist_breaks.npy"])
+def test_an_entry_that_lost_a_file_is_built_again(shards: Path, cache: Path, rows: list[Row], lost: str) -> None:
+    open_slices(shards, SIZE, cache)
+    (cache / entries(cache)[0] / lost).unlink()
+    opened = open_slices(shards, SIZE, cache)
+    np.testing.assert_array_equal(opened.hu, as_slice_set(rows, SIZE).hu)
     assert len(entries(cache)) == 1
+
+
+@pytest.mark.parametrize(("crop", "registered"), [("series", True), ("slice", False)])
+def test_the_set_knows_whether_a_series_was_cropped_by_one_box(
+    tmp_path: Path, cache: Path, rows: list[Row], crop: Literal["series", "slice"], registered: bool
+) -> None:
+    write_shards(tmp_path / "shards", rows, SIZE, crop=crop)
+    assert open_slices(tmp_path / "shards", SIZE, cache).registered == registered
+
+
+def test_breaks_are_those_of_the_slices_while_these_are_fewer_than_the_sample(
+    shards: Path, cache: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = as_slice_set(rows, SIZE).hist_breaks
+    np.testing.assert_array_equal(open_slices(shards, SIZE, cache).hist_breaks, expected)
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "100000")
+    streamed = open_slices(shards, SIZE, cache.with_name("other"))
+    assert streamed.streams
+    np.testing.assert_array_equal(streamed.hist_breaks, expected)
+
+
+def test_breaks_are_of_a_sample_that_is_spread_evenly(
+    shards: Path, cache: Path, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_build, "SAMPLE_SLICES", 3)
+    hu = np.asarray(as_slice_set(rows, SIZE).hu)
+    np.testing.assert_array_equal(open_slices(shards, SIZE, cache).hist_breaks, hist_breaks(hu[[0, 36, 71]]))
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,10 +263,10 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
 BUILDER = """
 import sys, time
 from pathlib import Path
-from ichsearch.data import cache
+from ichsearch.data import cache, cache_build
 
 mode, shards, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-read, build = cache.read_shard, cache._build
+read, build = cache_build.read_shard, cache._build
 
 def stuck(*arguments):
     yield next(read(*arguments))
@@ -231,7 +279,7 @@ def counted(*arguments):
     time.sleep(0.5)
 
 if mode == "stuck":
-    cache.read_shard = stuck
+    cache_build.read_shard = stuck
 else:
     cache._build = counted
     print("ready", flush=True)
@@ -267,19 +315,44 @@ def test_a_builder_killed_half_way_neither_blocks_nor_fools_the_next(
     assert len(entries(cache)) == 2
 
 
-def test_two_processes_that_open_at_once_build_one_entry(shards: Path, cache: Path, rows: list[Row]) -> None:
-    with start_builder("counted", shards, cache) as one, start_builder("counted", shards, cache) as other:
-        for process in (one, other):
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in (one, other):
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        lines = [line for process in (one, other) for line in process.communicate(timeout=60)[0].split()]
+def say_go(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+def waits_for_a_lock(process: "subprocess.Popen[str]") -> bool:
+    """As the kernel tells of a process that sleeps in flock."""
+    return any(
+        f"-> FLOCK  ADVISORY  WRITE {process.pid} " in line for line in Path("/proc/locks").read_text().split("\n")
+    )
+
+
+def test_of_three_that_open_at_once_one_is_killed_and_one_of_the_others_builds(
+    shards: Path, cache: Path, rows: list[Row]
+) -> None:
+    with ExitStack() as stack:
+        dead, *living = (
+            stack.enter_context(start_builder(mode, shards, cache)) for mode in ("stuck", "counted", "counted")
+        )
+        try:
+            assert dead.stdout is not None
+            assert dead.stdout.readline() == "half\n"
+            for process in living:
+                say_go(process)
+            deadline = time.monotonic() + 120
+            while not all(map(waits_for_a_lock, living)):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            dead.kill()
+        lines = [line for process in living for line in process.communicate(timeout=120)[0].split()]
     total = str(int(as_slice_set(rows, SIZE).hu.sum(dtype=np.int64)))
     assert sorted(lines) == sorted(["built", total, total])
     assert len(entries(cache)) == 1
+    np.testing.assert_array_equal(open_slices(shards, SIZE, cache).hu, as_slice_set(rows, SIZE).hu)
 
 
 def test_an_entry_is_complete_before_it_has_its_name(
@@ -288,7 +361,7 @@ def test_an_entry_is_complete_before_it_has_its_name(
     def no_table(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(cache_module.pq, "write_table", no_table)
+    monkeypatch.setattr(cache_build.pq, "write_table", no_table)
     with pytest.raises(OSError, match="disk full"):
         open_slices(shards, SIZE, cache)
     monkeypatch.undo()

@@ -13,7 +13,7 @@ from ichsearch.train import lr_finder
 from ichsearch.train.config import InputConfig
 from ichsearch.train.lr_finder import FALLBACK_LR, consensus, find_lr, read_curve, suggestions, valley
 
-CONFIG = InputConfig(backbone="resnet10t", batch_size=8, size=32, channels="brain")
+CONFIG = InputConfig(backbone="resnet10t", batch_size=8, size=32, channels="hu")
 CPU = torch.device("cpu")
 
 

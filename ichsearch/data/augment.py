@@ -17,6 +17,14 @@ MAX_BLUR_OF_SIDE: Final = 2.0 / 256
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """Which kinds of change are drawn, and how strongly: 0 none, 1 the full range of each."""
+
+    strength: float = 0.0
+    kinds: tuple[str, ...] = ("flip", "rotation", "blur")
+
+
+@dataclass(frozen=True)
 class Draw:
     """What happens to each image of a batch; all (B,), on the CPU."""
 
@@ -25,8 +33,9 @@ class Draw:
     blur_of_side: Tensor
 
 
-def draw(batch: int, strength: float, generator: torch.Generator) -> Draw:
+def draw(batch: int, augmentation: Augmentation, generator: torch.Generator) -> Draw:
     """Draw for `batch` images; strength 0 draws the identity."""
+    strength = augmentation.strength
     flip, turn, blur = torch.rand(3, batch, generator=generator)
     return Draw(
         flipped=flip < 0.5 * strength,

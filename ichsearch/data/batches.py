@@ -1,11 +1,10 @@
 """Batches of one part of a data set, on the device that trains.
 
-In: a `SliceSet` and the rows of a part. Out: (B, C, S, S) float32 inputs and (B, 6) float32 labels.
+In: a `SliceSet` and the rows of a part. Out: (B, C, S, S) float32 inputs and (B, L) float32 labels.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,27 +12,12 @@ import torch
 from torch import Tensor
 
 from ichsearch.data import augment
+from ichsearch.data.augment import Augmentation
 from ichsearch.data.cache import SliceSet
-from ichsearch.dicom.windows import BONE, BRAIN, SUBDURAL, Window
-
-Channels = Literal["brain", "windows"]
-WINDOWS: Final[dict[Channels, tuple[Window, ...]]] = {"brain": (BRAIN,), "windows": (BRAIN, SUBDURAL, BONE)}
-assert set(WINDOWS) == set(get_args(Channels))
-
-MEAN: Final = 0.449
-STD: Final = 0.226
-"""ImageNet's grey mean and deviation: what pretrained backbones expect of inputs in [0, 1]."""
-
-RESIDENT_SHARE: Final = 0.5
-"""Share of a GPU's free memory that the slices may take to stay there for the whole trial."""
-
-
-def to_input(hu: Tensor, channels: Channels) -> Tensor:
-    """(B, 1, S, S) HU seen through the windows of `channels`: (B, C, S, S) float32, normalised."""
-    low = torch.tensor([window.low_hu for window in WINDOWS[channels]], device=hu.device, dtype=torch.float32)
-    width = torch.tensor([window.width_hu for window in WINDOWS[channels]], device=hu.device, dtype=torch.float32)
-    shown = ((hu - low[:, None, None]) / width[:, None, None]).clamp_(0, 1)
-    return shown.sub_(MEAN).div_(STD)
+from ichsearch.data.channels import CHANNELS, Channels, InputMaker, depth
+from ichsearch.data.held import ReusedBuffer, hold
+from ichsearch.data.sampling import Sampler, epoch_order, seed_of
+from ichsearch.data.tasks import Task, task_columns
 
 
 @dataclass(frozen=True)
@@ -42,55 +26,72 @@ class Recipe:
 
     batch_size: int
     channels: Channels
-    augment: float = 0.0
+    task: Task = "multilabel"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    sampler: Sampler = "shuffled"
     seed: int = 0
 
 
 class Batches:
-    """Batches of the slices in `rows`; what an epoch holds depends only on the recipe's seed and the epoch."""
+    """Batches of the slices in `rows`.
+
+    What a step of an epoch shows depends only on the recipe's seed, the epoch and the step. A batch lives in buffers
+    that the next one is written to: it is valid until the next is asked for.
+
+    Attributes:
+        labels: (N, L) float32 labels of the task on the device, in the order of `rows`.
+
+    Raises:
+        ConfigError: neighbours are wanted of slices that were cropped one by one.
+    """
 
     def __init__(self, slices: SliceSet, rows: npt.NDArray[np.int64], recipe: Recipe, device: torch.device) -> None:
-        self._rows = rows
-        self._recipe = recipe
-        self._device = device
-        self._labels = torch.from_numpy(slices.labels[rows]).to(device)
-        self._hu: npt.NDArray[np.int16] | Tensor = slices.hu
-        if device.type == "cuda" and self._fits(slices.hu.nbytes * len(rows) // len(slices.hu)):
-            self._hu = torch.from_numpy(slices.hu[rows]).to(device)
-
-    def _fits(self, n_bytes: int) -> bool:
-        free, _ = torch.cuda.mem_get_info(self._device)
-        return n_bytes <= RESIDENT_SHARE * free
+        self._recipe, self._device = recipe, device
+        self._truth = slices.labels[rows]
+        self.labels = torch.from_numpy(self._truth[:, task_columns(recipe.task)]).to(device)
+        sources = slices.neighbours[rows] if depth(recipe.channels) > 1 else rows[:, None]
+        self._pixels = hold(slices.hu, sources, device)
+        self._maker = InputMaker(recipe.channels, slices.hist_breaks, device)
+        self._inputs = ReusedBuffer(torch.float32, device)
+        self._augmented = ReusedBuffer(torch.float32, device)
 
     @property
     def steps(self) -> int:
         """Training batches an epoch; a last one that is not full is left out, as BatchNorm suffers from small ones."""
-        return max(1, len(self._rows) // self._recipe.batch_size)
+        return max(1, len(self._truth) // self._recipe.batch_size)
 
     @property
     def images(self) -> int:
         """Slices that a training epoch shows."""
-        return min(len(self._rows), self.steps * self._recipe.batch_size)
+        return min(len(self._truth), self.steps * self._recipe.batch_size)
 
-    def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled and augmented (inputs, labels) of one epoch."""
-        generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self._rows), generator=generator)
-        size = self._recipe.batch_size
-        for step in range(self.steps):
-            chosen = order[step * size : (step + 1) * size]
-            hu = augment.apply(self._gather(chosen), augment.draw(len(chosen), self._recipe.augment, generator))
-            yield to_input(hu, self._recipe.channels), self._labels[chosen.to(self._device)]
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled and augmented (inputs, labels) of one epoch, from step `first_step` on."""
+        recipe = self._recipe
+        rng = np.random.default_rng(seed_of(recipe.seed, epoch))
+        order = self._pixels.arranged(epoch_order(self._truth, recipe.task, recipe.sampler, rng), rng)
+        for step in range(first_step, self.steps):
+            chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            inputs = self._made(self._changed(self._pixels.gather(chosen), epoch, step))
+            yield inputs, self.labels[torch.from_numpy(chosen).to(self._device)]
 
     def evaluate(self) -> Iterator[Tensor]:
         """Inputs of all slices in the order of `rows`, not augmented."""
-        for chosen in torch.split(torch.arange(len(self._rows)), 2 * self._recipe.batch_size):
-            yield to_input(self._gather(chosen), self._recipe.channels)
+        places = np.arange(len(self._truth))
+        size = 2 * self._recipe.batch_size
+        for start in range(0, len(places), size):
+            yield self._made(self._pixels.gather(places[start : start + size]))
 
-    def _gather(self, chosen: Tensor) -> Tensor:
-        """(B, 1, S, S) float32 HU of the chosen places in `rows`."""
-        if isinstance(self._hu, Tensor):
-            hu = self._hu.index_select(0, chosen.to(self._device))
-        else:
-            hu = torch.from_numpy(self._hu[self._rows[chosen.numpy()]]).to(self._device)
-        return hu[:, None].float()
+    def _changed(self, hu: Tensor, epoch: int, step: int) -> Tensor:
+        """(B, K, S, S) HU after augmentation: float32, or as they came when nothing is to be drawn."""
+        augmentation = self._recipe.augmentation
+        if augmentation.strength == 0:
+            return hu
+        state = seed_of(self._recipe.seed, epoch, step).generate_state(1, np.uint64)
+        drawn = augment.draw(len(hu), augmentation, torch.Generator().manual_seed(int(state[0])))
+        return augment.apply(self._augmented.of_shape(*hu.shape).copy_(hu), drawn)
+
+    def _made(self, hu: Tensor) -> Tensor:
+        inputs = self._inputs.of_shape(len(hu), CHANNELS[self._recipe.channels], *hu.shape[2:])
+        self._maker.fill(hu, inputs)
+        return inputs

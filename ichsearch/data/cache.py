@@ -1,7 +1,8 @@
 """The decoded slices of a data set, once per node, as a memory map that all trials of the node share.
 
 In: a folder of shards and an image size. Out: a `SliceSet`. The cache entry is built under a lock that the kernel
-releases when its builder dies, appears by one rename, and the least recently used entries make room for it.
+releases when its builder dies, appears by one rename, and the least recently used entries make room for it. Of a data
+set beyond the cache's quota the entry has no pixels: they are streamed from the shards.
 """
 
 import fcntl
@@ -16,17 +17,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from numpy.lib.format import open_memmap
-from torch.nn.functional import adaptive_avg_pool2d
 
-from ichsearch.errors import ConfigError, DataError, StorageError
+from ichsearch.data.cache_build import BREAKS, PIXELS, TABLE, build_mapped, build_streamed
+from ichsearch.data.stream import SliceStream
+from ichsearch.errors import ConfigError
 from ichsearch.labels import LABELS
 from ichsearch.shards.identity import home_folder
 from ichsearch.shards.manifest import Manifest, read_manifest
-from ichsearch.shards.schema import IMAGES, read_shard, unpack_hu
 
 DEFAULT_SHARE_OF_DISK: Final = 0.5
 """Share of the disk's free and cached bytes that the cache may take when `ICHSEARCH_CACHE_BYTES` does not say."""
@@ -37,14 +35,23 @@ class SliceSet:
     """All slices of a data set at one size, in the shards' order.
 
     Attributes:
-        hu: (N, size, size) int16 HU, a read-only memory map.
+        hu: (N, size, size) int16 HU, a read-only memory map; a stream of them when they do not fit the node's cache.
         table: N rows, the other columns of the shards.
         fingerprint: of the shards' manifest.
+        registered: whether the slices of a series share one crop box, so that a pixel is one place in all of them.
+        hist_breaks: rising int16 HU, the break points of the channel `hist`.
     """
 
-    hu: npt.NDArray[np.int16]
+    hu: npt.NDArray[np.int16] | SliceStream
     table: pd.DataFrame
     fingerprint: str
+    registered: bool
+    hist_breaks: npt.NDArray[np.int16]
+
+    @property
+    def streams(self) -> bool:
+        """Whether the pixels are decoded anew in every epoch."""
+        return isinstance(self.hu, SliceStream)
 
     @property
     def labels(self) -> npt.NDArray[np.float32]:
@@ -58,16 +65,33 @@ class SliceSet:
         index = self.table["series_index"].to_numpy(np.float32)
         return np.where(last > 0, index / np.maximum(last, 1), np.float32(0.5)).astype(np.float32)
 
+    @property
+    def neighbours(self) -> npt.NDArray[np.int64]:
+        """(N, 3) int64 rows: the slice below in the series, the slice, the slice above; a series' ends repeat.
+
+        Raises:
+            ConfigError: the slices of a series were cropped one by one.
+        """
+        if not self.registered:
+            raise ConfigError(
+                "channels: neighbours needs slices of a series that were cropped by one box, but these shards were "
+                "made with --crop slice; preprocess with --crop series, or choose other channels"
+            )
+        index, series = self.table["series_index"].to_numpy(), self.table["series"].to_numpy()
+        rows = np.arange(len(index))
+        joined = (series[1:] == series[:-1]) & (index[1:] == index[:-1] + 1)  # a row with the one before it
+        return np.stack([rows - np.append(False, joined), rows, rows + np.append(joined, False)], axis=1)
+
 
 def open_slices(shards: Path, size: int, cache: Path | None = None) -> SliceSet:
     """The slices of `shards` at (size, size), decoded now unless this node's cache holds them.
 
-    Slices smaller than stored are made by area averaging.
+    Slices smaller than stored are made by area averaging. Slices that do not fit into the cache's quota are streamed:
+    see `SliceSet.streams`.
 
     Raises:
         DataError: the shards are damaged or incomplete.
         ConfigError: `size` is larger than the stored one.
-        StorageError: the slices do not fit into the cache's quota.
     """
     manifest = read_manifest(shards)
     if size > manifest.settings.size:
@@ -75,26 +99,67 @@ def open_slices(shards: Path, size: int, cache: Path | None = None) -> SliceSet:
             f"size must be at most the shards' {manifest.settings.size} px, but is {size}; "
             f"preprocess with --size {size} or choose a smaller one"
         )
-    folder = cache or cache_folder()
-    entry = folder / f"{manifest.fingerprint[:16]}-{size}px"
+    place = _Place(shards, manifest, size, cache or cache_folder())
     try:
-        return _load(entry, manifest.fingerprint)
+        return _load(place)
     except FileNotFoundError:  # not built yet, or evicted a moment ago
-        with _locked(folder):
-            if not entry.is_dir():
-                _build(entry, shards, manifest, size)
-            return _load(entry, manifest.fingerprint)
-
-
-def _load(entry: Path, fingerprint: str) -> SliceSet:
-    os.utime(entry)
-    hu = np.load(entry / "hu.npy", mmap_mode="r")
-    return SliceSet(hu, pq.read_table(entry / "slices.parquet").to_pandas(), fingerprint)
+        with _locked(place.cache):
+            try:
+                return _load(place)
+            except FileNotFoundError:
+                _build(place)
+            return _load(place)
 
 
 def cache_folder() -> Path:
     """This node's cache: `ICHSEARCH_CACHE`, or a folder of ichsearch's home."""
     return Path(os.environ.get("ICHSEARCH_CACHE") or home_folder() / "cache")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is cached, and where."""
+
+    shards: Path
+    manifest: Manifest
+    size: int
+    cache: Path
+
+    @property
+    def mapped(self) -> Path:
+        return self.cache / f"{self.manifest.fingerprint[:16]}-{self.size}px"
+
+    @property
+    def streamed(self) -> Path:
+        return self.mapped.with_name(f"{self.mapped.name}-streamed")
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(shard.slices for shard in self.manifest.shards) * self.size * self.size * 2
+
+    @property
+    def fits(self) -> bool:
+        return self.n_bytes <= _quota(self.cache)
+
+    def stream(self) -> SliceStream:
+        return SliceStream(self.shards, self.manifest, self.size)
+
+
+def _load(place: _Place) -> SliceSet:
+    """The set from its entry; FileNotFoundError when there is none, or not a whole one."""
+    try:
+        return _loaded(place, place.mapped, np.load(place.mapped / PIXELS, mmap_mode="r"))
+    except FileNotFoundError:
+        if place.fits:
+            raise
+    return _loaded(place, place.streamed, place.stream())
+
+
+def _loaded(place: _Place, entry: Path, hu: npt.NDArray[np.int16] | SliceStream) -> SliceSet:
+    table = pq.read_table(entry / TABLE).to_pandas()
+    breaks = np.load(entry / BREAKS)
+    os.utime(entry)
+    return SliceSet(hu, table, place.manifest.fingerprint, place.manifest.settings.crop == "series", breaks)
 
 
 @contextmanager
@@ -105,61 +170,52 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _build(entry: Path, shards: Path, manifest: Manifest, size: int) -> None:
-    aside = entry.with_name(f".{entry.name}.aside")
-    for dead in entry.parent.glob(".*.aside"):  # whoever holds the lock is the only living builder
+def _build(place: _Place) -> None:
+    """Build the entry under the lock, whose holder is the only living builder."""
+    for dead in place.cache.glob(".*.aside"):
         shutil.rmtree(dead)
-    slices = sum(shard.slices for shard in manifest.shards)
-    _make_room(entry.parent, needed_bytes=slices * size * size * 2)
-    aside.mkdir()
-    hu = open_memmap(aside / "hu.npy", mode="w+", dtype=np.int16, shape=(slices, size, size))
-    with (aside / "hu.npy").open("r+b") as file:  # a full disk must show here, not as a signal when a page is written
-        os.posix_fallocate(file.fileno(), 0, (aside / "hu.npy").stat().st_size)
-    tables: list[pa.Table] = []
-    start = 0
-    for shard in manifest.shards:
-        for batch in read_shard(shards / shard.file, shard.sha256, manifest.settings.size):
-            hu[start : start + len(batch)] = area_averaged(_images(batch, manifest.settings.size), size)
-            tables.append(pa.Table.from_batches([batch]).drop_columns(list(IMAGES)))
-            start += len(batch)
-    if start != slices:
-        raise DataError(f"the manifest promises {slices} slices, but the shards hold {start}; preprocess again")
-    hu.flush()
-    pq.write_table(pa.concat_tables(tables), aside / "slices.parquet")
+    entry = place.mapped if place.fits else place.streamed
+    if entry.exists():  # parts of an entry
+        _remove(entry)
+    aside = _aside(entry)
+    if entry == place.mapped:
+        _make_room(place.cache, needed_bytes=place.n_bytes)
+        aside.mkdir()
+        build_mapped(aside, place.shards, place.manifest, place.size)
+    else:
+        aside.mkdir()
+        build_streamed(aside, place.stream())
     aside.rename(entry)
-
-
-def _images(batch: pa.RecordBatch, stored: int) -> npt.NDArray[np.int16]:
-    """The `hu` column of a batch, (B, stored, stored) int16."""
-    column = batch.column("hu")
-    planes = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, 2, stored, stored)
-    return unpack_hu(planes[column.offset : column.offset + len(column)])
-
-
-def area_averaged(hu: npt.NDArray[np.int16], size: int) -> npt.NDArray[np.int16]:
-    """(B, S, S) int16 HU averaged over areas to (B, size, size) int16."""
-    if hu.shape[-1] == size:
-        return hu
-    averaged = adaptive_avg_pool2d(torch.from_numpy(hu.astype(np.float32)), size)
-    result: npt.NDArray[np.int16] = averaged.round().to(torch.int16).numpy()
-    return result
 
 
 def _make_room(cache: Path, *, needed_bytes: int) -> None:
     """Remove least recently used entries until `needed_bytes` fit; trials that have one open keep its pages."""
-    entries = sorted((path for path in cache.glob("[!.]*px") if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in entries}
-    free = shutil.disk_usage(cache).free
-    quota = int(os.environ.get("ICHSEARCH_CACHE_BYTES") or DEFAULT_SHARE_OF_DISK * (free + sum(sizes.values())))
-    if needed_bytes > quota:
-        raise StorageError(
-            f"the decoded slices must fit into the node cache's {quota:,} bytes at {cache}, but need {needed_bytes:,} "
-            f"({free:,} free); move ICHSEARCH_CACHE, raise ICHSEARCH_CACHE_BYTES, or search a smaller size"
-        )
-    used = sum(sizes.values())
-    for path in entries:
-        if used + needed_bytes <= quota:
+    quota = _quota(cache)
+    for path in sorted(_entries(cache), key=lambda path: path.stat().st_mtime):
+        if _used(cache) + needed_bytes <= quota:
             return
-        dead = path.rename(path.with_name(f".{path.name}.aside"))  # at once gone, should this process die meanwhile
-        shutil.rmtree(dead)
-        used -= sizes[path]
+        _remove(path)
+
+
+def _quota(cache: Path) -> int:
+    if limit := os.environ.get("ICHSEARCH_CACHE_BYTES"):
+        return int(limit)
+    where = next(path for path in (cache, *cache.parents) if path.is_dir())
+    return int(DEFAULT_SHARE_OF_DISK * (shutil.disk_usage(where).free + _used(cache)))
+
+
+def _used(cache: Path) -> int:
+    return sum(file.stat().st_size for file in cache.glob("*px*/*"))
+
+
+def _entries(cache: Path) -> list[Path]:
+    return [path for path in cache.glob("[!.]*px*") if path.is_dir()]
+
+
+def _aside(entry: Path) -> Path:
+    return entry.with_name(f".{entry.name}.aside")
+
+
+def _remove(entry: Path) -> None:
+    dead = entry.rename(_aside(entry))  # at once gone, should this process die meanwhile
+    shutil.rmtree(dead)

@@ -132,7 +132,14 @@ class ShardWriter:
 
 
 def read_shard(path: Path, sha256: str, size: int) -> Iterator[pa.RecordBatch]:
-    """Row groups of a shard, checked before they are parsed.
+    """Row groups of a shard, checked before they are parsed; errors of `open_shard`."""
+    file = open_shard(path, sha256, size)
+    for group in range(file.num_row_groups):
+        yield from file.read_row_group(group).to_batches()
+
+
+def open_shard(path: Path, sha256: str | None, size: int) -> pq.ParquetFile:
+    """A shard whose slices are (size, size), checked before it is parsed; `sha256` is None where it is known.
 
     Raises:
         DataError: the shard is missing, has other bytes than the manifest says, or another form.
@@ -140,10 +147,9 @@ def read_shard(path: Path, sha256: str, size: int) -> Iterator[pa.RecordBatch]:
     remedy = "run the same `ichsearch preprocess` again: it rebuilds just this shard"
     if not path.is_file():
         raise DataError(f"every shard of the manifest must exist, but {path.name} does not; {remedy}")
-    if sha256_of(path) != sha256:
+    if sha256 is not None and sha256_of(path) != sha256:
         raise DataError(f"a shard's SHA-256 must be the manifest's, but that of {path.name} is not; {remedy}")
     file = pq.ParquetFile(path, page_checksum_verification=True)
     if not file.schema_arrow.equals(shard_schema(size), check_metadata=True):
         raise DataError(f"a shard must have the columns of schema version {SCHEMA_VERSION}, but {path.name} has others")
-    for group in range(file.num_row_groups):
-        yield from file.read_row_group(group).to_batches()
+    return file
