@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ichsearch.data import augment
+from ichsearch.data.augment import Augmentation, apply, draw
 from ichsearch.data.cache import SliceSet
 from ichsearch.dicom.windows import BONE, BRAIN, SUBDURAL, Window
 
@@ -79,7 +79,7 @@ class Batches:
         size = self._recipe.batch_size
         for step in range(self.steps):
             chosen = order[step * size : (step + 1) * size]
-            hu = augment.apply(self._gather(chosen), augment.draw(len(chosen), self._recipe.augment, generator))
+            hu = apply(self._gather(chosen), draw(len(chosen), Augmentation(strength=self._recipe.augment), generator))
             yield to_input(hu, self._recipe.channels), self._labels[chosen.to(self._device)]
 
     def evaluate(self) -> Iterator[Tensor]:
