@@ -110,7 +110,7 @@ def test_a_scale_enlarges_about_the_middle(scale: float) -> None:
     image = spot(10, -8)
     scaled = apply(image, one(scale=scale))
     assert place(scaled) == pytest.approx((10 * scale, -8 * scale), abs=0.05)
-    assert float(scaled.sum()) == pytest.approx(float(image.sum()) * scale**2, rel=0.02)
+    assert float(scaled.sum()) == pytest.approx(float(image.sum()) * scale**2, rel=0.03)
 
 
 def test_a_point_is_flipped_then_turned_and_scaled_then_shifted() -> None:
