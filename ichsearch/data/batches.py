@@ -11,8 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from ichsearch.data import augment
 from ichsearch.data.augment import Augmentation
+=======
+from ichsearch.data.augment import Augmentation, apply, draw
+>>>>>>> part3-augment
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.channels import CHANNELS, Channels, InputMaker, depth
 from ichsearch.data.held import ReusedBuffer, hold
@@ -65,6 +69,7 @@ class Batches:
         """Slices that a training epoch shows."""
         return min(len(self._truth), self.steps * self._recipe.batch_size)
 
+<<<<<<< HEAD
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled and augmented (inputs, labels) of one epoch, from step `first_step` on."""
         recipe = self._recipe
@@ -74,6 +79,17 @@ class Batches:
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             inputs = self._made(self._changed(self._pixels.gather(chosen), epoch, step))
             yield inputs, self.labels[torch.from_numpy(chosen).to(self._device)]
+=======
+    def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled and augmented (inputs, labels) of one epoch."""
+        generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self._rows), generator=generator)
+        size = self._recipe.batch_size
+        for step in range(self.steps):
+            chosen = order[step * size : (step + 1) * size]
+            hu = apply(self._gather(chosen), draw(len(chosen), Augmentation(strength=self._recipe.augment), generator))
+            yield to_input(hu, self._recipe.channels), self._labels[chosen.to(self._device)]
+>>>>>>> part3-augment
 
     def evaluate(self) -> Iterator[Tensor]:
         """Inputs of all slices in the order of `rows`, not augmented."""
