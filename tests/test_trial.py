@@ -134,7 +134,8 @@ def test_the_best_epoch_is_the_one_that_is_stored(whole: Whole, slices: SliceSet
     probabilities = predict(model, make_batches(slices, parts.validation, CONFIG, CPU), CPU)
     stored = pd.read_parquet(folder / "predictions.parquet")
     np.testing.assert_array_equal(stored[[f"probability_{label}" for label in LABELS]].to_numpy(), probabilities)
-    assert score(slices.labels[parts.validation], probabilities) == result.metrics
+    patients = slices.table["patient"].to_numpy(np.object_)[parts.validation]
+    assert score(slices.labels[parts.validation], probabilities, LABELS, patients) == result.metrics
 
 
 def test_predictions_name_slice_patient_truth_and_probability(whole: Whole, slices: SliceSet, split: Split) -> None:

@@ -120,6 +120,7 @@ class _Trainer:
         parts = parts_of(slices, split, config.min_brain)
         self._validation = parts.validation
         self._truth = slices.labels[parts.validation]
+        self._patients = slices.table["patient"].to_numpy(np.object_)[parts.validation]
         self._train_batches = make_batches(slices, parts.train, config, device)
         self._validation_batches = make_batches(slices, parts.validation, config, device)
         model = make_model(config, weights, device)
@@ -148,7 +149,7 @@ class _Trainer:
         train_loss = self._train(epoch)
         trained_s = time.monotonic() - start
         probabilities = self._predict()
-        scores = score(self._truth, probabilities)
+        scores = score(self._truth, probabilities, LABELS, self._patients)
         record = {
             "epoch": epoch + 1,
             "train_loss": train_loss,
