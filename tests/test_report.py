@@ -1,6 +1,7 @@
 """Reports: the leaderboard's form and order, the rule that sees no image, and how sure a difference is."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 from slice_sets import as_slice_set, make_rows, split_of, write_shards
 
 from ichsearch.data.cache import open_slices
 from ichsearch.errors import NoTrialFinishedError
 from ichsearch.files import write_json
 from ichsearch.labels import LABELS
+from ichsearch.report import bootstrap
 from ichsearch.report.baselines import position_baseline
-from ichsearch.report.bootstrap import auroc_difference, weighted_auroc
+from ichsearch.report.bootstrap import (
+    Interval,
+    auroc_difference,
+    auroc_interval,
+    log_loss_interval,
+    patient_auroc_interval,
+    weighted_auroc,
+)
 from ichsearch.report.leaderboard import COLUMNS, as_cell, read_leaderboard, write_leaderboard
 from ichsearch.report.lr_plot import draw_curve
 from ichsearch.report.summary import summarise, summary_text
@@ -173,16 +182,18 @@ def test_the_position_baseline_is_the_prevalence_in_a_twentieth_drawn_to_the_mea
 @pytest.mark.parametrize("levels", [3, 1000])
 def test_the_weighted_auroc_is_that_of_scikit_learn(levels: int) -> None:
     rng = np.random.default_rng(levels)
-    truth = (rng.random(80) < 0.4).astype(np.float32)
+    truth = rng.random(80) < 0.4
     scores = rng.integers(levels, size=80) + truth  # with 3 levels nearly all scores are tied
-    weights = rng.integers(0, 4, (25, 80)).astype(np.float64)
-    expected = [roc_auc_score(truth, scores, sample_weight=row) for row in weights]
-    np.testing.assert_allclose(weighted_auroc(truth, scores, weights), expected, rtol=1e-12)
+    of_patient = rng.permutation(np.arange(80) % 30)
+    weights = rng.integers(0, 4, (25, 30)).astype(np.float64)
+    expected = [roc_auc_score(truth, scores, sample_weight=row[of_patient]) for row in weights]
+    np.testing.assert_allclose(weighted_auroc(truth, scores, of_patient)(weights), expected, rtol=1e-12)
 
 
 def test_the_weighted_auroc_of_one_class_is_not_a_number() -> None:
     weights = np.array([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]], np.float64)
-    result = weighted_auroc(np.array([1, 1, 0, 0]), np.array([0.9, 0.1, 0.5, 0.2]), weights)
+    truth = np.array([True, True, False, False])
+    result = weighted_auroc(truth, np.array([0.9, 0.1, 0.5, 0.2]), np.arange(4))(weights)
     assert np.isnan(result[:2]).all()
     assert result[2] == 1
 
@@ -199,9 +210,15 @@ def cohort(patients: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def difference(data: dict[str, Any], seed: int = 0) -> Interval:
+    interval = auroc_difference(**data, seed=seed)
+    assert interval is not None
+    return interval
+
+
 def test_the_interval_is_round_the_difference_of_the_aurocs() -> None:
     data = cohort(40)
-    interval = auroc_difference(**data)
+    interval = difference(data)
     value = roc_auc_score(data["truth"], data["scores"]) - roc_auc_score(data["truth"], data["baseline"])
     assert interval.value == pytest.approx(value)
     assert 0 < interval.low < value < interval.high < 1
@@ -209,13 +226,13 @@ def test_the_interval_is_round_the_difference_of_the_aurocs() -> None:
 
 
 def test_the_interval_is_the_same_each_time() -> None:
-    assert auroc_difference(**cohort(15)) == auroc_difference(**cohort(15))
-    assert auroc_difference(**cohort(15), seed=1) != auroc_difference(**cohort(15), seed=2)
+    assert difference(cohort(15)) == difference(cohort(15))
+    assert difference(cohort(15), seed=1) != difference(cohort(15), seed=2)
 
 
 def test_fewer_patients_give_a_wider_interval() -> None:
     def width(patients: int) -> float:
-        interval = auroc_difference(**cohort(patients))
+        interval = difference(cohort(patients))
         return interval.high - interval.low
 
     assert width(6) > width(24) > width(96)
@@ -225,20 +242,86 @@ def test_fewer_patients_give_a_wider_interval() -> None:
 def test_more_slices_of_the_same_patients_make_it_no_surer() -> None:
     data = cohort(12)
     tenfold = {name: np.tile(values, 10) for name, values in data.items()}
-    assert auroc_difference(**tenfold) == pytest.approx(auroc_difference(**data))
+    assert difference(tenfold) == pytest.approx(difference(data))
 
 
 def test_nothing_differs_from_itself() -> None:
     data = cohort(10)
-    assert auroc_difference(**data | {"baseline": data["scores"]})[:3] == (0, 0, 0)
+    assert difference(data | {"baseline": data["scores"]})[:3] == (0, 0, 0)
 
 
 def test_resamples_of_one_class_are_left_out() -> None:
     data = cohort(5)
     data["truth"] = (data["patients"] == "p000").astype(np.float64)  # a resample without this patient has one class
-    interval = auroc_difference(**data)
+    interval = difference(data)
     assert interval.resamples == pytest.approx(2000 * (1 - 0.8**5), rel=0.1)
     assert np.isfinite([interval.low, interval.high]).all()
+
+
+def resampled(data: dict[str, Any], statistic: Callable[[list[int]], float]) -> tuple[float, float]:
+    """The percentile interval of a statistic of row numbers, resample by resample, patients drawn with repetition."""
+    names = np.unique(data["patients"])
+    rows_of = [np.flatnonzero(data["patients"] == name).tolist() for name in names]
+    rng = np.random.default_rng(0)
+    values = []
+    for counts in rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=bootstrap.RESAMPLES):
+        values.append(statistic([row for patient, count in enumerate(counts) for row in rows_of[patient] * count]))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few that scikit-learn can go through them one by one."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_the_interval_of_a_slice_auroc_is_that_of_resamples_drawn_one_by_one() -> None:
+    data = cohort(12)
+    interval = auroc_interval(data["truth"], data["scores"], data["patients"])
+    expected = resampled(data, lambda rows: float(roc_auc_score(data["truth"][rows], data["scores"][rows])))
+    assert interval is not None
+    assert interval.value == pytest.approx(roc_auc_score(data["truth"], data["scores"]))
+    assert interval[1:] == pytest.approx((*expected, 200))
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_the_interval_of_the_log_loss_is_that_of_resamples_drawn_one_by_one() -> None:
+    data = cohort(9)
+    truth = np.stack([data["truth"], data["truth"][::-1]], axis=1)
+    predicted = 1 / (1 + np.exp(-np.stack([data["scores"], data["baseline"]], axis=1)))
+
+    def loss(rows: list[int]) -> float:
+        subtype, whole = (log_loss(truth[rows, i], predicted[rows, i], labels=[0, 1]) for i in range(2))
+        return float(subtype + 2 * whole) / 3
+
+    interval = log_loss_interval(truth, predicted, ("subdural", "any"), data["patients"])
+    assert interval is not None
+    assert interval.value == pytest.approx(loss(list(range(90))))
+    assert interval[1:] == pytest.approx((*resampled(data, loss), 200))
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_the_interval_of_a_patient_auroc_resamples_whole_patients() -> None:
+    data = cohort(30)
+    data["truth"] *= np.repeat(np.arange(30) % 2, 10)  # every second patient is healthy
+    interval = patient_auroc_interval(data["truth"], data["scores"], data["patients"])
+    truth = data["truth"].reshape(30, 10).max(axis=1)
+    tops = np.sort(data["scores"].reshape(30, 10), axis=1)[:, -3:].mean(axis=1)
+    each = {"patients": np.unique(data["patients"])}
+    expected = resampled(each, lambda rows: float(roc_auc_score(truth[rows], tops[rows])))
+    assert interval is not None
+    assert interval.value == pytest.approx(roc_auc_score(truth, tops))
+    assert interval[1:] == pytest.approx((*expected, 200))
+
+
+def test_one_class_has_no_interval() -> None:
+    data = cohort(5)
+    for truth in (np.zeros(50), np.ones(50)):
+        assert auroc_difference(**data | {"truth": truth}) is None
+        assert auroc_interval(truth, data["scores"], data["patients"]) is None
+        assert patient_auroc_interval(truth, data["scores"], data["patients"]) is None
 
 
 def test_the_curve_is_drawn_as_a_png(tmp_path: Path) -> None:
@@ -272,8 +355,9 @@ def test_the_summary_sets_the_best_trial_beside_the_position(
     truth = slices.labels[parts.validation]
     probabilities = 0.1 + 0.8 * truth
     add_trial(folder, "worse", 0.6)
-    add_trial(folder, "best", 1.0, scores=score(truth, probabilities))
     table = slices.table.iloc[parts.validation]
+    scores = score(truth, probabilities, LABELS, table["patient"].to_numpy(np.object_))
+    add_trial(folder, "best", 1.0, scores=scores)
     predictions = pd.DataFrame({"slice": table["slice"].to_numpy(), "patient": table["patient"].to_numpy()})
     for column, label in enumerate(LABELS):
         predictions[f"probability_{label}"] = probabilities[:, column]

@@ -50,19 +50,17 @@ def summarise(folder: RunFolder, shards: Path) -> Summary:
     baseline = _position_probabilities(slices, parts)
     truth, column = slices.labels[parts.validation], LABELS.index(ANY)
     assert predictions["slice"].tolist() == slices.table["slice"].iloc[parts.validation].tolist()
-    auroc = score(truth, baseline)[f"auroc_{ANY}"]
-    assert auroc is not None
+    patients = predictions["patient"].to_numpy(np.object_)
+    auroc = score(truth, baseline, LABELS, patients)[f"auroc_{ANY}"]
+    probabilities = predictions[f"probability_{ANY}"].to_numpy(np.float64)
+    difference = auroc_difference(truth[:, column], probabilities, baseline[:, column], patients)
+    assert auroc is not None and difference is not None, "the split guarantees slices of both kinds"
     summary = Summary(
         trial=best["trial"],
         backbone=best["backbone"],
         auroc_any=float(best[f"auroc_{ANY}"]),
         position_auroc_any=auroc,
-        difference=auroc_difference(
-            truth[:, column],
-            predictions[f"probability_{ANY}"].to_numpy(np.float64),
-            baseline[:, column],
-            predictions["patient"].to_numpy(np.str_),
-        ),
+        difference=difference,
         slices=len(predictions),
         patients=predictions["patient"].nunique(),
     )
