@@ -10,7 +10,7 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -106,9 +106,17 @@ def options(
 @app.command()
 def phantom(
     folder: Annotated[Path, typer.Argument(metavar="OUT", help="New folder: OUT/dicom and OUT/stage_2_train.csv.")],
-    patients: Annotated[int, typer.Option(help="Patients, about half of them bleeding.")] = 60,
+    patients: Annotated[int, typer.Option(help="Patients.")] = 60,
     slices: Annotated[int, typer.Option(help="Slices a patient.")] = 16,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed and options, same bytes.")] = 0,
+    hard: Annotated[bool, typer.Option("--hard", help="Subtle blood, and what misleads: calcium, motion.")] = False,
+    prevalence: Annotated[
+        Literal["half", "rsna"],
+        typer.Option(help="Half of the patients bleed, or slices do as often as in RSNA 2019: 14.4 %."),
+    ] = "half",
+    even_position: Annotated[
+        bool, typer.Option("--even-position", help="A slice's place in its series says nothing about its label.")
+    ] = False,
 ) -> None:
     """Write a synthetic head-CT cohort as DICOM files in the RSNA 2019 form."""
     from ichsearch.cli_progress import progress
@@ -116,8 +124,9 @@ def phantom(
 
     with progress(err) as show:
         made = write_cohort(
-            folder, patients, slices, seed, on_progress=lambda done, total: show("patients", done, total)
-        )
+            folder, patients, slices, seed, hard=hard, prevalence=prevalence, even_position=even_position,
+            on_progress=lambda done, total: show("patients", done, total),
+        )  # fmt: skip
     say(f"{made.slices} slices of {made.patients} patients in {folder}: "
         f"{made.bleeding_patients} patients bleed, {made.positive_slices} slices show it")  # fmt: skip
 

@@ -19,7 +19,9 @@ import numpy as np
 
 from ichsearch.errors import ConfigError
 from ichsearch.labels import ANY, LABELS
+from ichsearch.phantom.design import PLAIN, Design, Prevalence
 from ichsearch.phantom.dicom_writer import Identity, write_slice
+from ichsearch.phantom.mix import bleeding_patients
 from ichsearch.phantom.patient import Patient, Purpose, RenderedSlice, draw_patient, generator, render
 from ichsearch.phantom.scanner import Storage, stored_values
 
@@ -44,11 +46,19 @@ def write_cohort(
     slices: int,
     seed: int,
     *,
+    hard: bool = False,
+    prevalence: Prevalence = "half",
+    even_position: bool = False,
     matrix: int = 512,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CohortSummary:
     """Write `patients` series of `slices` slices of `matrix` x `matrix` pixels and their labels below `out`.
+
+    `hard` makes haemorrhages subtle and adds what misleads: calcifications, old infarcts, partial volume of bone,
+    streaks, motion, noise. With `prevalence="rsna"` slices and subtypes are positive as often as in the RSNA 2019 set
+    (any 14.4 %) instead of in half of the patients. With `even_position` the scan covers only heights where every slice
+    shows brain, and a slice's place in its series says nothing about its label.
 
     `workers` is the number of processes, by default one a CPU; they are spawned, so a script that calls this needs the
     usual `if __name__ == "__main__"`. `on_progress(done_patients, total)` is called after each patient. ConfigError if
@@ -56,7 +66,7 @@ def write_cohort(
     """
     processes = (os.cpu_count() or 1) if workers is None else workers
     _check(out, patients, slices, matrix, processes)
-    cohort = draw_cohort(patients, slices, seed, matrix)
+    cohort = draw_cohort(patients, slices, seed, matrix, Design(hard, prevalence, even_position))
     (out / "dicom").mkdir(parents=True)
     written: list[Written] = []
     with _mapper(min(processes, patients)) as apply:
@@ -78,13 +88,14 @@ def _check(out: Path, patients: int, slices: int, matrix: int, workers: int) -> 
         raise ConfigError(f"the output folder must be new or empty, but {out} is not; name another or remove it")
 
 
-def draw_cohort(patients: int, slices: int, seed: int, matrix: int) -> list[Patient]:
-    """Draw all patients without rendering any: half of them bleed, both kinds of scanner occur."""
+def draw_cohort(patients: int, slices: int, seed: int, matrix: int, design: Design = PLAIN) -> list[Patient]:
+    """Draw all patients without rendering any: as many bleed as the design says, both kinds of scanner occur."""
     rng = generator(seed, 0, Purpose.COHORT)
-    bleeding = rng.permutation(patients) < (patients + 1) // 2
+    bleeding = rng.permutation(patients) < bleeding_patients(design, patients)
     storages = rng.permutation(np.array(_storages(patients), dtype=object))
+    shape = {"slices": slices, "matrix": matrix}
     return [
-        draw_patient(seed, number, slices=slices, matrix=matrix, bleeding=bool(bleeds), storage=storage)
+        draw_patient(seed, number, **shape, bleeding=bool(bleeds), storage=storage, design=design)
         for number, (bleeds, storage) in enumerate(zip(bleeding, storages, strict=True))
     ]
 

@@ -17,7 +17,7 @@ from ichsearch.phantom.fields import Grid, Image
 
 BASE_MM: Final = -60.0
 VERTEX_MM: Final = 76.0
-"""Heights in the head frame between which slices are laid: from the lowest brain to the highest."""
+"""Heights in the head frame of the lowest brain and of the highest: a whole scan lies between them."""
 
 _FACE_MM: Final = (88.0, 114.0)
 _VAULT_MM: Final = (83.0, 103.0)
@@ -77,11 +77,12 @@ class Stack:
     tilt_rad: float
     pose: Pose
     isocentre_z_mm: float
+    scanned_mm: tuple[float, float] = (BASE_MM, VERTEX_MM)
 
     @property
     def spacing_mm(self) -> float:
         """Distance of neighbouring slices along their normal."""
-        return (VERTEX_MM - BASE_MM) * self.pose.size[2] / self.slices
+        return (self.scanned_mm[1] - self.scanned_mm[0]) * self.pose.size[2] / self.slices
 
     @property
     def axis_mm(self) -> NDArray[np.float64]:
@@ -95,7 +96,7 @@ class Stack:
 
     def height_mm(self, index: int) -> float:
         """Height of a slice along the normal above the middle of the head."""
-        return BASE_MM * self.pose.size[2] + (index + 0.5) * self.spacing_mm
+        return self.scanned_mm[0] * self.pose.size[2] + (index + 0.5) * self.spacing_mm
 
     def head_height_mm(self, index: int) -> float:
         """Height of a slice in the head frame."""

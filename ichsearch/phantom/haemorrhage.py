@@ -5,17 +5,16 @@ but the intraventricular can lie at any height of the brain, so that a slice's h
 label.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from ichsearch.labels import SUBTYPES
 from ichsearch.phantom.brain import Spaces
 from ichsearch.phantom.cranium import Noise
 from ichsearch.phantom.fields import Image
-from ichsearch.phantom.geometry import BASE_MM, VERTEX_MM, Points
+from ichsearch.phantom.geometry import VERTEX_MM, Points
 from ichsearch.phantom.shapes import coverage, length, near, paint
 
 MIN_AREA_MM2: Final = 40.0
@@ -24,16 +23,26 @@ MIN_AREA_MM2: Final = 40.0
 BLOOD_HU: Final = (60.0, 72.0)
 """Range of the mean density of a haemorrhage; soft edges and noise widen it."""
 
-_EDGE_MM: Final = 2.0
-_WEIGHTS: Final = {
+WEIGHTS: Final = {
     "epidural": 0.14,
     "intraparenchymal": 0.28,
     "intraventricular": 0.18,
     "subarachnoid": 0.18,
     "subdural": 0.22,
 }
+"""How often a subtype is drawn where all exist."""
+
 _HEIGHTS_MM: Final = {"intraventricular": (-40.0, 28.0), "subarachnoid": (-30.0, VERTEX_MM)}
 """Where the spaces that a subtype fills exist, if not everywhere."""
+
+_SUBTLE: Final = {
+    "epidural": ((-0.35, 0.3), (50.0, 66.0)),
+    "intraparenchymal": ((-0.35, 0.35), (46.0, 64.0)),
+    "intraventricular": ((-0.15, 0.5), (34.0, 56.0)),
+    "subarachnoid": ((-0.4, 0.4), (42.0, 60.0)),
+    "subdural": ((-0.35, 0.35), (42.0, 60.0)),
+}
+"""Ranges of size and density in HU of subtle haemorrhages: small, thin, some hardly denser than cortex."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class Haemorrhage:
     """One haemorrhage: centre by direction (0 is the front, positive left) and height, extent, density.
 
     `size` and `spread`, from 0 to 1, scale what each subtype makes of them: thickness or radius, and width or depth.
+    A subtle one has a `size` down to -0.4. Over `edge_mm` it fades: what of a thick slice is not blood dilutes it.
     """
 
     subtype: str
@@ -51,26 +61,46 @@ class Haemorrhage:
     spread: float
     density_hu: float
     midline: bool
+    edge_mm: float = 2.0
 
 
-def draw_haemorrhage(rng: np.random.Generator) -> Haemorrhage:
-    """A haemorrhage at a height drawn evenly over the stack, of a subtype that exists there."""
-    half_height = float(rng.uniform(18, 38))
+def draw_haemorrhage(
+    rng: np.random.Generator,
+    scanned_mm: tuple[float, float],
+    weights: Mapping[str, float] = WEIGHTS,
+    half_heights_mm: tuple[float, float] = (18.0, 38.0),
+) -> Haemorrhage:
+    """A haemorrhage at a height drawn evenly over the scanned range, of a subtype in `weights` that exists there."""
+    half_height = float(rng.uniform(*half_heights_mm))
     # Centres lie beyond both ends too, or the ends would be covered only half as often as the middle.
-    height = float(rng.uniform(BASE_MM - 0.8 * half_height, VERTEX_MM + 0.8 * half_height))
-    possible = [name for name in SUBTYPES if _exists(name, height)]
-    weights = np.array([_WEIGHTS[name] for name in possible])
-    subtype = str(rng.choice(possible, p=weights / weights.sum()))
+    height = float(rng.uniform(scanned_mm[0] - 0.8 * half_height, scanned_mm[1] + 0.8 * half_height))
+    return haemorrhage_at(rng, height, half_height, weights)
+
+
+def haemorrhage_at(
+    rng: np.random.Generator, height_mm: float, half_height_mm: float, weights: Mapping[str, float]
+) -> Haemorrhage:
+    """A haemorrhage at a height, of a subtype in `weights` that exists there."""
+    possible = [name for name in weights if _exists(name, height_mm)]
+    chances = np.array([weights[name] for name in possible])
+    subtype = str(rng.choice(possible, p=chances / chances.sum()))
     return Haemorrhage(
         subtype=subtype,
-        azimuth_rad=_draw_azimuth(rng, height),
-        height_mm=height,
-        half_height_mm=half_height,
+        azimuth_rad=_draw_azimuth(rng, height_mm),
+        height_mm=height_mm,
+        half_height_mm=half_height_mm,
         size=float(rng.uniform(0, 1)),
         spread=float(rng.uniform(0, 1)),
         density_hu=float(rng.uniform(*BLOOD_HU)),
         midline=bool(rng.random() < 0.2),
     )
+
+
+def subtle(rng: np.random.Generator, h: Haemorrhage) -> Haemorrhage:
+    """The same haemorrhage smaller, paler and diluted at its edges."""
+    sizes, densities_hu = _SUBTLE[h.subtype]
+    size, density_hu, edge_mm = rng.uniform(*sizes), rng.uniform(*densities_hu), rng.uniform(2, 5)
+    return replace(h, size=float(size), density_hu=float(density_hu), edge_mm=float(edge_mm))
 
 
 def _exists(subtype: str, height_mm: float) -> bool:
@@ -88,7 +118,7 @@ def blood(h: Haemorrhage, p: Points, gaps: Spaces, noise: Noise) -> Image:
     """Part of each pixel that this haemorrhage fills, (rows, columns) float32 from 0 to 1."""
     if not near(p, h.height_mm, 1.5 * h.half_height_mm + 4):
         return np.zeros_like(p.x)
-    return coverage(np.maximum(_SHAPES[h.subtype](h, p, gaps, noise), gaps.inner - 0.3), _EDGE_MM)
+    return coverage(np.maximum(_SHAPES[h.subtype](h, p, gaps, noise), gaps.inner - 0.3), h.edge_mm)
 
 
 def paint_blood(hu: Image, h: Haemorrhage, part: Image, noise: Noise) -> None:

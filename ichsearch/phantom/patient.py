@@ -6,7 +6,7 @@ rendered.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -14,16 +14,18 @@ import numpy as np
 from ichsearch.labels import SUBTYPES
 from ichsearch.phantom.brain import Brain, paint_brain, spaces
 from ichsearch.phantom.cranium import AIR_HU, Cranium, Noise, paint_cranium, surfaces
+from ichsearch.phantom.decoys import Decoys, draw_decoys, paint_bright, paint_infarcts, smear
+from ichsearch.phantom.design import Design
 from ichsearch.phantom.fields import Grid, Image, SmoothField, draw_field
 from ichsearch.phantom.geometry import Pose, Stack
 from ichsearch.phantom.haemorrhage import (
     MIN_AREA_MM2,
     Haemorrhage,
     blood,
-    draw_haemorrhage,
     paint_blood,
     paint_oedema,
 )
+from ichsearch.phantom.mix import draw_haemorrhages
 from ichsearch.phantom.scanner import (
     Scanner,
     Storage,
@@ -32,6 +34,7 @@ from ichsearch.phantom.scanner import (
     harden_beam,
     noise_tile,
     slice_noise,
+    worsened,
 )
 
 
@@ -44,6 +47,7 @@ class Purpose(IntEnum):
     SCANNER = 3
     FIELDS = 4
     PIXELS = 5
+    DECOYS = 6
 
 
 def generator(seed: int, patient: int, purpose: Purpose) -> np.random.Generator:
@@ -62,6 +66,7 @@ class Patient:
     brain: Brain
     scanner: Scanner
     haemorrhages: tuple[Haemorrhage, ...]
+    decoys: Decoys | None = None
 
 
 @dataclass(frozen=True)
@@ -78,18 +83,33 @@ class RenderedSlice:
         return {name: area.get(name, 0.0) >= MIN_AREA_MM2 for name in SUBTYPES}
 
 
-def draw_patient(seed: int, number: int, *, slices: int, matrix: int, bleeding: bool, storage: Storage) -> Patient:
+def draw_patient(
+    seed: int, number: int, *, slices: int, matrix: int, bleeding: bool, storage: Storage, design: Design
+) -> Patient:
     """Draw a patient; `slices` and `matrix` are 1 or more."""
     head, accident = generator(seed, number, Purpose.HEAD), generator(seed, number, Purpose.BLOOD)
-    count = int(accident.choice((1, 2), p=(0.6, 0.4))) if bleeding else 0
-    return Patient(
+    stack = replace(_draw_stack(head, slices, matrix), scanned_mm=design.scanned_mm)
+    patient = Patient(
         seed=seed,
         number=number,
-        stack=_draw_stack(head, slices, matrix),
+        stack=stack,
         cranium=_draw_cranium(head),
         brain=_draw_brain(head),
         scanner=_draw_scanner(generator(seed, number, Purpose.SCANNER), storage),
-        haemorrhages=tuple(draw_haemorrhage(accident) for _ in range(count)),
+        haemorrhages=draw_haemorrhages(accident, design) if bleeding else (),
+    )
+    return _misleading(patient) if design.hard else patient
+
+
+def _misleading(patient: Patient) -> Patient:
+    """The same patient with decoys, a worse scanner and a density of the brain that tells less."""
+    rng = generator(patient.seed, patient.number, Purpose.DECOYS)
+    stack, brain = patient.stack, patient.brain
+    return replace(
+        patient,
+        brain=replace(brain, grey_hu=float(rng.normal(37, 2.0)), contrast_hu=float(rng.uniform(5, 11))),
+        scanner=worsened(rng, patient.scanner),
+        decoys=draw_decoys(rng, stack.slices, stack.scanned_mm),
     )
 
 
@@ -208,6 +228,8 @@ def _render_slice(patient: Patient, texture: _Texture, index: int, rng: np.rando
         for h, part in parts.items():
             window = whole[h.subtype][band.rows, band.columns]
             np.maximum(window, part, out=window)
+    if patient.decoys is not None:
+        hu = smear(hu, patient.decoys.motion_mm[index] / stack.pixel_mm)
     hu += slice_noise(rng, texture.tile, stack.matrix)
     return RenderedSlice(hu, whole, stack.pixel_mm)
 
@@ -224,9 +246,13 @@ def _render_band(
     paint_cranium(hu, p, outer, patient.cranium, noise, edge)
     paint_brain(hu, bent, outer, cortex, gaps, patient.brain, noise, edge)
     parts = {h: part for h in patient.haemorrhages if (part := blood(h, bent, gaps, noise)).any()}
+    if patient.decoys is not None:
+        paint_infarcts(hu, bent, gaps, noise, patient.decoys)
     for h in parts:
         paint_oedema(hu, h, bent, gaps, noise)
     for h, part in parts.items():
         paint_blood(hu, h, part, noise)
+    if patient.decoys is not None:
+        paint_bright(hu, bent, outer, gaps, noise, patient.decoys, edge)
     harden_beam(hu, p, outer, noise, streaks, patient.scanner)
     return hu, parts

@@ -3,7 +3,7 @@
 In: HU of the drawn head. Out: HU of a whole image, and stored values with the header elements that go with them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -43,6 +43,17 @@ class Scanner:
     holder_centre_mm: float
     holder_half_angle_rad: float
     window: tuple[int, int]
+
+
+def worsened(rng: np.random.Generator, scanner: Scanner) -> Scanner:
+    """The same scanner with noise, cupping and streaks between the petrous bones from slight to strong."""
+    return replace(
+        scanner,
+        noise_hu=float(rng.uniform(3.5, 8)),
+        kernel_mm=float(rng.uniform(0.35, 0.9)),
+        cupping_hu=float(rng.uniform(2, 10)),
+        streak_hu=float(rng.uniform(5, 16)),
+    )
 
 
 def noise_tile(rng: np.random.Generator, scanner: Scanner, matrix: int, pixel_mm: float) -> Image:
