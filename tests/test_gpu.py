@@ -26,11 +26,7 @@ def test_a_trial_learns_on_the_gpu_and_keeps_its_slices_there(tmp_path: Path) ->
     slices = make_slices(patients=25, slices=6, size=32)
     split, cuda = split_of(slices), torch.device("cuda")
     config = TrialConfig(backbone="resnet10t", batch_size=16, size=32, channels="hu", augment=0.5, lr=5e-3, epochs=6)
-<<<<<<< HEAD
     batches: Batches = Batches(slices, parts_of(slices, split, 0.0).train, config.recipe, cuda)
-=======
-    batches: Batches = make_batches(slices, parts_of(slices, split, 0.0).train, config, cuda)
->>>>>>> part3-data
     assert isinstance(batches._hu, torch.Tensor)
     assert batches._hu.is_cuda
     assert run_trial(config, slices, split, tmp_path).score > 0.9

@@ -57,14 +57,6 @@ class Augmentation(BaseModel):
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Which kinds of change are drawn, and how strongly: 0 none, 1 the full range of each."""
-
-    strength: float = 0.0
-    kinds: tuple[str, ...] = ("flip", "rotation", "blur")
-
-
-@dataclass(frozen=True)
 class Draw:
     """What happens to each image of a batch: tensors on the CPU, first dimension B, float32 where not said otherwise.
 
@@ -103,11 +95,6 @@ class Draw:
 
 
 def draw(batch: int, augmentation: Augmentation, generator: torch.Generator) -> Draw:
-<<<<<<< HEAD
-    """Draw for `batch` images; strength 0 draws the identity."""
-    strength = augmentation.strength
-    flip, turn, blur = torch.rand(3, batch, generator=generator)
-=======
     """Draw for `batch` images; strength 0 draws the identity.
 
     Every kind takes its random numbers whether it is wanted or not: adding one leaves the draws of the others alone.
@@ -115,7 +102,6 @@ def draw(batch: int, augmentation: Augmentation, generator: torch.Generator) -> 
     strength = {kind: augmentation.strength * (kind in augmentation.kinds) for kind in KINDS}
     flip, turn, blur, size, noise, start, gain, offset = torch.rand(8, batch, generator=generator)
     shift = torch.rand(batch, 2, generator=generator)
->>>>>>> part3-augment
     return Draw(
         flipped=flip < FLIP_CHANCE * strength["flip"],
         rotation_deg=_both_ways(turn) * (MAX_ROTATION_DEG * strength["rotation"]),

@@ -11,12 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from ichsearch.data import augment
-from ichsearch.data.augment import Augmentation
-=======
 from ichsearch.data.augment import Augmentation, apply, draw
->>>>>>> part3-augment
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.channels import CHANNELS, Channels, InputMaker, depth
 from ichsearch.data.held import ReusedBuffer, hold
@@ -69,7 +64,6 @@ class Batches:
         """Slices that a training epoch shows."""
         return min(len(self._truth), self.steps * self._recipe.batch_size)
 
-<<<<<<< HEAD
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled and augmented (inputs, labels) of one epoch, from step `first_step` on."""
         recipe = self._recipe
@@ -79,17 +73,6 @@ class Batches:
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             inputs = self._made(self._changed(self._pixels.gather(chosen), epoch, step))
             yield inputs, self.labels[torch.from_numpy(chosen).to(self._device)]
-=======
-    def train(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled and augmented (inputs, labels) of one epoch."""
-        generator = torch.Generator().manual_seed(self._recipe.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self._rows), generator=generator)
-        size = self._recipe.batch_size
-        for step in range(self.steps):
-            chosen = order[step * size : (step + 1) * size]
-            hu = apply(self._gather(chosen), draw(len(chosen), Augmentation(strength=self._recipe.augment), generator))
-            yield to_input(hu, self._recipe.channels), self._labels[chosen.to(self._device)]
->>>>>>> part3-augment
 
     def evaluate(self) -> Iterator[Tensor]:
         """Inputs of all slices in the order of `rows`, not augmented."""
@@ -104,8 +87,8 @@ class Batches:
         if augmentation.strength == 0:
             return hu
         state = seed_of(self._recipe.seed, epoch, step).generate_state(1, np.uint64)
-        drawn = augment.draw(len(hu), augmentation, torch.Generator().manual_seed(int(state[0])))
-        return augment.apply(self._augmented.of_shape(*hu.shape).copy_(hu), drawn)
+        drawn = draw(len(hu), augmentation, torch.Generator().manual_seed(int(state[0])))
+        return apply(self._augmented.of_shape(*hu.shape).copy_(hu), drawn)
 
     def _made(self, hu: Tensor) -> Tensor:
         inputs = self._inputs.of_shape(len(hu), CHANNELS[self._recipe.channels], *hu.shape[2:])

@@ -8,7 +8,8 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ichsearch.data.augment import Augmentation, Kind
-from ichsearch.data.batches import Recipe, Sampler
+from ichsearch.data.batches import Recipe
+from ichsearch.data.sampling import Sampler
 from ichsearch.data.channels import Channels
 from ichsearch.data.tasks import Task, task_labels
 from ichsearch.model.backbones import Head
