@@ -19,7 +19,7 @@ from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import VALIDATION_FOLD, Split
 from ichsearch.errors import DataError
 from ichsearch.labels import LABELS, LOSS_WEIGHTS
-from ichsearch.model.backbones import create_backbone, to_device
+from ichsearch.model.backbones import create_model, to_device
 from ichsearch.train.config import InputConfig
 
 BETAS: Final = (0.95, 0.99)
@@ -62,7 +62,8 @@ def make_model(config: InputConfig, weights: Path | None, device: torch.device) 
     """The configuration's backbone; random weights depend on its seed alone."""
     torch.manual_seed(config.seed)
     channels = len(WINDOWS[config.channels])
-    return to_device(create_backbone(config.backbone, channels, len(LABELS), config.size, weights), device)
+    model = create_model(config.backbone, channels=channels, classes=len(LABELS), size=config.size, weights=weights)
+    return to_device(model, device)
 
 
 def make_optimizer(model: nn.Module, config: InputConfig) -> torch.optim.AdamW:
