@@ -1,77 +1,139 @@
-"""Any backbone of timm, and AlexNet from torchvision, as one kind of module.
+"""Any backbone of timm or torchvision as one kind of module, refused early where it cannot see the images.
 
-In: a name, the number of input channels and of classes. Out: a module from (B, C, S, S) float32 to (B, classes) logits.
+In: a name, channels, classes, size, a head, weights. Out: a module from (B, C, S, S) float32 to (B, classes) logits.
 """
 
 import difflib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import nn
-from torchvision.models import alexnet
 
 from ichsearch.errors import ConfigError
+from ichsearch.model.blueprint import IMPOSSIBLE, blank, blueprint, build, drafting, known_backbones, native_px
+from ichsearch.model.heads import Head, feature_form, with_concat_pool
+from ichsearch.model.loading import load_state
+from ichsearch.model.states import UNREADABLE, fitting_state, read_state
 
-ALEXNET: Final = "alexnet"
-ALEXNET_MIN_SIZE: Final = 63
-"""The smallest side of which AlexNet's strides leave a pixel."""
+__all__ = ["Head", "check_backbone", "create_model", "known_backbones", "parameters_m", "to_device"]
+
+STEPS_PX: Final = (14, 16, 32)
+"""Patches, strides and windows of nearly all backbones divide a multiple of one of these."""
+
+NEAR_PX: Final = 64
+"""How far above a refused size the least one that works is looked for."""
+
+
+def check_backbone(name: str, size: int, *, channels: int = 3, head: Head = "linear") -> None:
+    """Refuse a backbone that does not exist or cannot be trained on images of this size, with this head.
+
+    It is built without memory and sees two images without values: milliseconds, once for the same question.
+
+    Raises:
+        ConfigError: with the nearest names, the sizes that work, or the head that does.
+    """
+    if name not in known_backbones():
+        near = difflib.get_close_matches(name, _near_names(name), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+        raise ConfigError(f"a backbone must be a model of timm or torchvision, but {name!r} is neither; {hint}")
+    if (reason := _obstacle(name, size, channels)) is not None:
+        raise ConfigError(_size_message(name, size, channels, reason))
+    if head == "concat_pool" and feature_form(name, channels, size) is None:
+        raise ConfigError(f"head: concat_pool needs feature maps, but {name} gives tokens; use head: linear")
+
+
+def _near_names(name: str) -> list[str]:
+    """Tags of weights only for who wrote one: they would hide the models."""
+    return sorted(known for known in known_backbones() if "." in name or "." not in known)
 
 
 @cache
-def known_backbones() -> frozenset[str]:
-    """Every name that `create_backbone` takes."""
-    return frozenset([ALEXNET, *timm.list_models()])
+def _obstacle(name: str, size: int, channels: int) -> str | None:
+    """Why a backbone cannot be trained on images of this size; None if it can."""
+    try:
+        with drafting():
+            model = blueprint(name, channels, 6, size)
+            logits = model(blank(channels, size))
+    except IMPOSSIBLE as error:
+        return " ".join(str(error).split())[:120].rstrip(".;: ") or type(error).__name__
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, 6):
+        return "its output is not a logit a class"
+    patch = _patch_px(model)
+    return f"patches of {patch} px would not cover them" if size % patch else None
 
 
-def check_backbone(name: str, size: int) -> None:
-    """Refuse a backbone that does not exist or cannot see images of this size.
+def _patch_px(model: nn.Module) -> int:
+    """The side of the patches that an image is cut into; 1 where it is not, or is padded. timm drops what is left."""
+    embed: Any = next((module for module in model.modules() if isinstance(module, timm.layers.PatchEmbed)), None)
+    return 1 if embed is None or embed.dynamic_img_pad else int(embed.patch_size[0])
+
+
+def _size_message(name: str, size: int, channels: int, reason: str) -> str:
+    below, above = (
+        next((other for other in _others(name, size, side) if _obstacle(name, other, channels) is None), None)
+        for side in (-1, +1)
+    )
+    if above is not None and below is None and above - size <= NEAR_PX:
+        least = _least(name, channels, size, above)
+        return f"{name} needs images of at least {least} px, but size is {size} ({reason}); use a larger size"
+    working = [str(other) for other in (below, above) if other is not None]
+    remedy = f"use {' or '.join(working)}" if working else "use another backbone"
+    return f"{name} cannot see images of {channels} channels and {size} px ({reason}); {remedy}"
+
+
+def _others(name: str, size: int, side: int) -> Iterator[int]:
+    """Sizes likely to work, nearest first, below or above `size`; at last the native one."""
+    near = {(size // step + more) * step for step in STEPS_PX for more in (-1, 0, 1, 2, 3)}
+    for other in [*sorted(near, key=lambda other: abs(other - size)), native_px(name)]:
+        if other > 0 and (other - size) * side > 0:
+            yield other
+
+
+def _least(name: str, channels: int, fails: int, works: int) -> int:
+    """The least size that works, between one that does not and one that does."""
+    while works - fails > 1:
+        middle = (works + fails) // 2
+        works, fails = (middle, fails) if _obstacle(name, middle, channels) is None else (works, middle)
+    return works
+
+
+def create_model(
+    name: str, *, channels: int, classes: int, size: int, head: Head = "linear", weights: Path | None = None
+) -> nn.Module:
+    """A backbone with a new head.
+
+    Args:
+        name: a name that timm has is timm's, any other torchvision's.
+        channels: input channels; a first convolution for others is summed to one, repeated and scaled to more.
+        classes: logits.
+        size: pixels of an image's side; models made for one size are made for this one.
+        head: `linear`, on the backbone's own pooling; `concat_pool`, fastai's, on its feature maps.
+        weights: a safetensors or .pth file that the body starts from; None starts from random weights.
 
     Raises:
-        ConfigError: with the nearest names, or the smallest size.
+        ConfigError: the name or the size is refused by `check_backbone`, the weights are unreadable or of another body.
     """
-    if name not in known_backbones():
-        near = difflib.get_close_matches(name, sorted(known_backbones()), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
-        raise ConfigError(f"a backbone must be alexnet or a model of timm, but {name!r} is neither; {hint}")
-    if name == ALEXNET and size < ALEXNET_MIN_SIZE:
-        raise ConfigError(
-            f"alexnet needs images of at least {ALEXNET_MIN_SIZE} px, but size is {size}; use a larger size"
-        )
-
-
-def create_backbone(name: str, channels: int, classes: int, size: int, weights: Path | None = None) -> nn.Module:
-    """A backbone with a new linear head; `weights` is a safetensors file of the original's, or None for random ones.
-
-    A first convolution for three channels is adapted as timm does: summed to one, repeated and rescaled to others.
-    """
-    if name == ALEXNET:
-        return _alexnet(channels, classes, weights)
-    fixed = timm.get_pretrained_cfg(name)
-    options: dict[str, Any] = {"img_size": size} if fixed is not None and fixed.fixed_input_size else {}
-    if weights:
-        options |= {"pretrained_cfg_overlay": {"file": str(weights)}}
-    model: nn.Module = timm.create_model(
-        name, pretrained=weights is not None, in_chans=channels, num_classes=classes, **options
-    )
-    return model
-
-
-def _alexnet(channels: int, classes: int, weights: Path | None) -> nn.Module:
-    model: nn.Module = alexnet(num_classes=classes)
-    first = nn.Conv2d(channels, 64, kernel_size=11, stride=4, padding=2)
-    model.get_submodule("features")[0] = first  # type: ignore[operator]
+    check_backbone(name, size, channels=channels, head=head)
+    logits = classes if head == "linear" else 1
     if weights is None:
-        return model
-    state = load_file(weights)
-    state["features.0.weight"] = timm.models.adapt_input_conv(channels, state["features.0.weight"])
-    head = {"classifier.6.weight", "classifier.6.bias"}
-    missing = model.load_state_dict({k: v for k, v in state.items() if k not in head}, strict=False)
-    assert set(missing.missing_keys) == head and not missing.unexpected_keys
-    return model
+        model = build(name, channels, logits, size)
+    else:
+        model = load_state(name, channels, logits, size, _state_of(name, weights))
+    return model if head == "linear" else with_concat_pool(name, model, channels, classes, size)
+
+
+def _state_of(name: str, weights: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = read_state(weights)
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"weights must be a file of tensors, but {weights.name} is not ({type(error).__name__}); give another"
+        ) from error
+    return fitting_state(name, state, weights.name)
 
 
 def parameters_m(model: nn.Module) -> float:

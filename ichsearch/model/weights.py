@@ -3,25 +3,26 @@
 In: a backbone, a policy and a folder of weights files. Out: a safetensors file in the run folder, or none and why.
 """
 
+import re
 import urllib.error
 import urllib.request
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Final, Literal, NamedTuple
 
 import timm
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import save_file
-from timm.models import load_state_dict
-from torchvision.models import AlexNet_Weights
+from torchvision.models import get_model_weights
 
 from ichsearch.errors import ConfigError
 from ichsearch.files import written_aside
-from ichsearch.model.backbones import ALEXNET
+from ichsearch.model.blueprint import is_made_for_a_size, is_of_timm
+from ichsearch.model.loading import load_state
+from ichsearch.model.states import UNREADABLE, fitting_state, read_state
 
 Policy = Literal["require", "auto", "no"]
 PROBE_TIMEOUT_S: Final = 5.0
@@ -38,23 +39,25 @@ class StartWeights(NamedTuple):
     origin: str
 
 
-def obtain_weights(backbone: str, policy: Policy, folder: Path, source: Path | None = None) -> StartWeights:
+def obtain_weights(
+    backbone: str, policy: Policy, folder: Path, source: Path | None = None, sizes: Collection[int] = ()
+) -> StartWeights:
     """The start weights of `backbone`, copied to `folder/<backbone>.safetensors` unless they are there.
 
-    They come from `source/<backbone>.safetensors` (or .pth) when a source folder is given, else from the hub or its
-    local cache. With `auto` what cannot be had is replaced by random weights, and `origin` says so.
+    They come from `source` when it is given, a file or a folder with `<backbone>.safetensors` (or .pth); else from the
+    hub or its local cache. With `auto` what cannot be had is replaced by random weights, and `origin` says so. Weights
+    that are there but belong to another backbone, or not to the image `sizes`, are refused under each policy but `no`.
 
     Raises:
-        ConfigError: the policy is `require`, and they cannot be had.
+        ConfigError: the policy is `require` and they cannot be had, or they do not fit.
     """
     target = folder / f"{backbone}.safetensors"
     if policy == "no":
         return StartWeights(None, "scratch")
-    if target.is_file():
-        return StartWeights(target, "pretrained")
     try:
-        state = load_state_dict(str(_from_folder(backbone, source) if source else _from_hub(backbone)))
-    except (OSError, EOFError, HfHubHTTPError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+        path = target if target.is_file() else _from_source(backbone, source) if source else _from_hub(backbone)
+        state = read_state(path)
+    except (*UNREADABLE, HfHubHTTPError) as error:
         # Only messages of our own are sure to hold no path of the machine.
         reason = str(error) if isinstance(error, UnavailableError) else f"unreadable: {type(error).__name__}"
         if policy == "require":
@@ -63,12 +66,18 @@ def obtain_weights(backbone: str, policy: Policy, folder: Path, source: Path | N
                 "give weights_folder, or pretrained: auto"
             ) from error
         return StartWeights(None, f"scratch ({reason})")
-    with written_aside(target) as aside:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside)
+    state = fitting_state(backbone, state, path.name)
+    for size in sizes if is_made_for_a_size(backbone) else ():
+        load_state(backbone, 3, 1, size, state)
+    if path != target:
+        with written_aside(target) as aside:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside)
     return StartWeights(target, "pretrained")
 
 
-def _from_folder(backbone: str, source: Path) -> Path:
+def _from_source(backbone: str, source: Path) -> Path:
+    if source.is_file():
+        return source
     for suffix in (".safetensors", ".pth"):
         if (path := source / f"{backbone}{suffix}").is_file():
             return path
@@ -76,8 +85,8 @@ def _from_folder(backbone: str, source: Path) -> Path:
 
 
 def _from_hub(backbone: str) -> Path:
-    if backbone == ALEXNET:
-        return _from_torchvision(AlexNet_Weights.DEFAULT.url)
+    if not is_of_timm(backbone):
+        return _from_torchvision(get_model_weights(backbone).DEFAULT.url)
     config = timm.get_pretrained_cfg(backbone)
     if config is None or not config.hf_hub_id:
         raise UnavailableError("timm has no pretrained weights for it")
@@ -95,7 +104,8 @@ def _from_torchvision(url: str) -> Path:
         if not _reachable(url):
             raise UnavailableError("the weights hub does not answer, and its local cache has none")
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), progress=False)
+        digest = re.search(r"-([0-9a-f]{8})\.", url)
+        torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
     return path
 
 
