@@ -11,7 +11,7 @@ from ichsearch.labels import LABELS
 from ichsearch.train.config import TrialFailedError
 from ichsearch.train.loss import MAX_POSITIVE_WEIGHT, make_loss
 from ichsearch.train.memory import MicroBatch
-from ichsearch.train.metrics import weighted_log_loss
+from ichsearch.train.metrics import score
 from ichsearch.train.optimizer import LAYER_GROUP
 from ichsearch.train.steps import Arithmetic, Stepper, predict
 
@@ -40,7 +40,8 @@ def stepped(micro: int, *, clip_norm: float = 0.0, kind: Arithmetic = "fp32") ->
 
 def moved(model: nn.Module) -> Tensor:
     """How far SGD with rate 1 went: the gradient."""
-    return torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), make_model().parameters(), strict=True)])
+    pairs = zip(model.parameters(), make_model().parameters(), strict=True)
+    return torch.cat([(after - before).detach().flatten() for after, before in pairs])
 
 
 @pytest.mark.parametrize("micro", [1, 5, 6, 7, 100])
@@ -105,10 +106,11 @@ def test_predictions_that_do_not_fit_are_made_in_pieces() -> None:
 def test_the_plain_loss_is_the_metric(names: tuple[str, ...]) -> None:
     inputs, labels = make_batch()
     columns = [LABELS.index(name) for name in names]
-    logits = make_model()(inputs)[:, columns]
+    logits = make_model()(inputs)[:, columns].detach()
     loss = make_loss(names, labels[:, columns], balanced=False, smoothing=0.0)(logits, labels[:, columns])
-    expected = weighted_log_loss(labels[:, columns].numpy(), logits.sigmoid().detach().numpy(), names)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    patients = np.array([str(number) for number in range(BATCH)], np.object_)
+    scores = score(labels[:, columns].numpy(), logits.sigmoid().numpy(), names, patients)
+    assert float(loss) == pytest.approx(scores["log_loss"], rel=1e-5)
 
 
 def test_smoothing_pulls_the_best_logit_from_infinity() -> None:

@@ -158,7 +158,7 @@ class Book:
     def _configured(self, drawn: dict[str, Scalar]) -> tuple[TrialConfig, dict[str, Any]]:
         """The configuration of what was drawn, and the drawn parameters with a factor under its own name."""
         space = self._space
-        inputs = {name: drawn[name] for name in FINITE if name in drawn}
+        inputs: dict[str, Any] = {name: drawn[name] for name in FINITE if name in drawn}
         inputs |= {"task": space.task, "seed": space.seed}
         lr = float(drawn["lr"])
         if space.lr_is_factor(drawn):

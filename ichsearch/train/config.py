@@ -12,7 +12,7 @@ from ichsearch.data.batches import Recipe
 from ichsearch.data.sampling import Sampler
 from ichsearch.data.channels import Channels
 from ichsearch.data.tasks import Task, task_labels
-from ichsearch.model.backbones import Head
+from ichsearch.model.heads import Head
 from ichsearch.train.metrics import Metric, is_defined
 
 MIN_LR: Final = 1e-7

@@ -69,7 +69,7 @@ class Stepper:
     def _gradients(self, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=inputs.device)
-        for piece, truth in zip(inputs.split(size), labels.split(size), strict=True):
+        for piece, truth in zip(torch.split(inputs, size), torch.split(labels, size), strict=True):
             with autocast(inputs.device, self.kind):
                 logits = self._model(piece)
             loss = self._loss(logits, truth) * (len(piece) / len(inputs))
@@ -105,7 +105,7 @@ def predict(
 def _probabilities(model: nn.Module, inputs: Tensor, micro: MicroBatch, kind: Arithmetic) -> FloatArray:
     def forward(size: int) -> Tensor:
         with autocast(inputs.device, kind):
-            return torch.cat([model(piece).float() for piece in inputs.split(size)])
+            return torch.cat([model(piece).float() for piece in torch.split(inputs, size)])
 
     probabilities: FloatArray = micro.run(forward).sigmoid().cpu().numpy()
     return probabilities
