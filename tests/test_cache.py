@@ -13,6 +13,7 @@ from ichsearch.data import cache as cache_module
 from ichsearch.data.cache import SliceSet, area_averaged, cache_folder, open_slices
 from ichsearch.errors import ConfigError, DataError, StorageError
 from ichsearch.labels import LABELS
+from ichsearch.shards.schema import pack_hu
 
 SIZE = 32
 BYTES_A_SLICE = SIZE * SIZE * 2
@@ -93,7 +94,7 @@ def test_a_smaller_size_is_averaged_from_the_shards(shards: Path, cache: Path, r
 
 def test_a_size_that_divides_nothing_keeps_constants(cache: Path, tmp_path: Path, rows: list[Row]) -> None:
     for row in rows:
-        row["hu"] = np.full((SIZE, SIZE), -77, "<i2").tobytes()
+        row["hu"] = pack_hu(np.full((SIZE, SIZE), -77, np.int16))
     write_shards(tmp_path / "constant", rows, SIZE)
     assert (open_slices(tmp_path / "constant", 23, cache).hu == -77).all()
 
