@@ -63,7 +63,7 @@ def from_json(content: bytes, name: str) -> Any:
     """The value that JSON bytes hold; damaged ones raise `DataError` naming the file they came from."""
     try:
         return json.loads(content.decode())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{name} must be JSON, but it is damaged ({error}); make the folder anew") from error
 
 

@@ -270,6 +270,7 @@ VALUES: Final = {
     "spacing_negative": (ct({"PixelSpacing": b"0.5\\-0.5"}), "bad_value:PixelSpacing"),
     "one_spacing": (ct({"PixelSpacing": b"0.5"}), "bad_value:PixelSpacing"),
     "rows_0": (ct({"Rows": 0}), "over_limit:Rows"),
+    "rows_4_of_64": (ct({"Rows": 4}), "over_limit:aspect"),
     "columns_4097": (ct({"Columns": 4097}), "over_limit:Columns"),
     "rows_of_4_bytes": (ct({"Rows": b"\x40\0\0\0"}), "bad_value:Rows"),
     "bits_allocated_32": (ct({"BitsAllocated": 32}), "bad_value:BitsAllocated"),

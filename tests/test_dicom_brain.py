@@ -57,7 +57,7 @@ def test_brain_share_leaves_out_both_edges_of_the_window() -> None:
     assert brain_share(np.full((4, 4), 40, np.int16)) == 1
 
 
-@pytest.mark.parametrize("side", [512, 64, 100, 255, 256, 257, 430, 768])
+@pytest.mark.parametrize("side", [512, 64, 100, 255, 256, 257, 430, 638, 768, 1024])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_box_is_that_of_fastais_blurred_brain_window(side: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -80,6 +80,35 @@ def test_faint_and_scattered_brain_has_the_references_box() -> None:
             assert_box_is_the_references(hu)
         else:
             assert locate_brain(hu)[1] is None
+
+
+@pytest.mark.parametrize("side", [512, 511, 510])
+@pytest.mark.parametrize("levels", [(0, 1, 2), (0, 0, 0, 17, 79)])
+def test_sparse_pixels_and_values_that_round_away_have_the_references_box(side: int, levels: tuple[int, ...]) -> None:
+    """What a rough blur loses: halves and quarters of a unit, and a bright rim that is repeated beyond the frame."""
+    rng = np.random.default_rng(7)
+    for share in (0.02, 0.1, 0.5):
+        hu = np.full((side, side), -1000, np.int16)
+        part = hu[: rng.integers(side // 8, side), : rng.integers(2, side // 4)]
+        part[rng.random(part.shape) < share] = rng.choice(levels)
+        part[:1] = rng.choice(levels, part.shape[1])
+        part[:, :1] = rng.choice(levels, (len(part), 1))
+        hu += 5 * (hu >= 0)
+        if reference_edges(hu):
+            assert_box_is_the_references(hu)
+        else:
+            assert locate_brain(hu)[1] is None
+
+
+def test_a_frame_larger_than_any_of_clinical_ct_has_the_box_of_its_half() -> None:
+    hu = head_hu(2048, seed=1, centre=(900.0, 1100.0))
+
+    box = locate_brain(hu)[1]
+
+    top, bottom, left, right = reference_edges(hu) or (0, 0, 0, 0)
+    exact = bounding_square(top, left, bottom + 1, right + 1, 2048)
+    assert box is not None
+    assert np.abs(np.subtract(box, exact)).max() <= 4
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 13, 14, 63, 257])

@@ -532,6 +532,20 @@ def test_a_run_killed_before_its_first_file_can_go_on(small: Path, tmp_path: Pat
     assert not list((tmp_path / "out").rglob("*.aside"))
 
 
+def test_what_a_user_put_beside_the_shards_stays(small: Path, tmp_path: Path) -> None:
+    preprocess(small, tmp_path / "out", size=SIZE)
+    names = ["shard-notes.txt", "my.aside", "backup/shard-00000.parquet", "inspect/shard-sizes.png"]
+    for name in names:
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("mine")
+    (tmp_path / "out" / "shard-00099.parquet").write_text("of an earlier state of the cohort")
+
+    preprocess(small, tmp_path / "out", size=SIZE)
+
+    assert all((tmp_path / "out" / name).read_text() == "mine" for name in names)
+    assert not (tmp_path / "out" / "shard-00099.parquet").exists()
+
+
 def test_a_second_driver_on_the_same_output_is_refused(small: Path, tmp_path: Path) -> None:
     def again(*_: object) -> None:
         with pytest.raises(AlreadyRunningError, match="another is at work"):

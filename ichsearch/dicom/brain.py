@@ -18,14 +18,14 @@ from ichsearch.dicom.windows import BRAIN
 
 MASK_THRESHOLD: Final = 0.05
 """Of the brain window: fastai's mask is where the blurred window is above it."""
-MAYBE: Final = (0.8, 1.25)
-"""Where a rough blur is between these shares of the threshold, or a few pixels beside, an edge of the mask may be."""
-MARGIN: Final = 2
-MIN_ROUGH_SIDE: Final = 128
-WEIGHT_UNIT: Final = 2**12
+WEIGHT_UNIT: Final = 2**16
+"""The blur's sums stay below 2^53, where float64 is exact, for all sides up to `MAX_BOX_SIDE`."""
+STRIP: Final = 8
+"""The mask's edges are looked for so many rows at a time."""
+MAX_BOX_SIDE: Final = 1024
+"""Larger frames are halved for the box: none of clinical CT are, and the search of a hostile one must end."""
 
 Uint8Image = npt.NDArray[np.uint8]
-FloatImage = npt.NDArray[np.float32]
 
 cv2.setNumThreads(1)  # a task has one core
 
@@ -56,65 +56,87 @@ def _shown(hu: Int16Image) -> Uint8Image:
 
 
 def _brain_box(shown: Uint8Image) -> CropBox | None:
-    rough = _rough_blur(shown)
-    rows, columns = rough.max(axis=1), rough.max(axis=0)
-    if rows.max() <= MAYBE[0]:
-        return None
     side = len(shown)
-    top = _first_row(shown, rough, rows)
+    if side > MAX_BOX_SIDE:
+        box = _brain_box(_halved(shown))
+        return box and CropBox(2 * box.top, 2 * box.left, 2 * box.side)
+    possible = _possible(shown)
+    top = _first_row(shown, possible)
     if top is None:
         return None
-    below = _first_row(shown[::-1], rough[::-1], rows[::-1])
-    left = _first_row(shown.T, rough.T, columns)
-    beside = _first_row(shown.T[::-1], rough.T[::-1], columns[::-1])
-    assert below is not None and left is not None and beside is not None
-    return bounding_square(top, left, side - below, side - beside, side)
+    from_bottom = _first_row(shown[::-1], possible[::-1])
+    left, from_right = _first_row(shown.T, possible.T), _first_row(shown.T[::-1], possible.T[::-1])
+    assert from_bottom is not None and left is not None and from_right is not None
+    return bounding_square(top, left, side - from_bottom, side - from_right, side)
 
 
-def _rough_blur(shown: Uint8Image) -> FloatImage:
-    """The blur as a box mean at a fraction of the resolution, in units of the mask's threshold."""
-    taps, step = len(_gaussian(len(shown))), 1
-    while (half := len(shown) // 2) >= MIN_ROUGH_SIDE:
-        shown = cv2.resize(shown, (half, half), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-        step *= 2
-    taps = taps // (2 * step) * 2 + 1
-    total = cv2.boxFilter(shown, cv2.CV_32F, (taps, taps), normalize=False, borderType=cv2.BORDER_REPLICATE)
-    rough: FloatImage = total / np.float32(MASK_THRESHOLD * BRAIN.width_hu * taps**2)
-    return rough
+def _halved(shown: Uint8Image) -> Uint8Image:
+    half = len(shown) // 2
+    return cv2.resize(shown[: 2 * half, : 2 * half], (half, half), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
-def _first_row(shown: Uint8Image, rough: FloatImage, peaks: FloatImage) -> int | None:
-    """The first row of the mask, None if it is empty; `peaks` are the rows' maxima of `rough`."""
-    side = len(shown)
-    row = _first_row_within(shown, *_searched(rough, peaks, side))
-    return _first_row_within(shown, 0, side, 0, side) if row is None else row
+def _possible(shown: Uint8Image) -> npt.NDArray[np.bool_]:
+    """Where the mask can be at all, in cells of up to 4 × 4 pixels: a bound of the blur that is never too low.
+
+    A cell's blur is at most the largest weight times the sum of all cells that the kernel touches from within it. Cells
+    are means rounded twice, each time by half a unit at most.
+    """
+    side, taps = len(shown), _gaussian(len(shown))
+    step = next(step for step in (4, 2, 1) if side % step == 0)
+    cells = shown
+    while len(cells) > side // step:
+        cells = _halved(cells)
+    cells = _with_whole_edges(cells, shown, step) if step > 1 else cells
+    window = 2 * -(len(taps) // 2 // -step) + 1
+    total = cv2.boxFilter(cells, cv2.CV_32S, (window, window), normalize=False, borderType=cv2.BORDER_REPLICATE)
+    most = (taps.max() / taps.sum()) ** 2 * step**2
+    rounding = (step.bit_length() - 1) / 2 * window**2
+    possible: npt.NDArray[np.bool_] = total > MASK_THRESHOLD * BRAIN.width_hu / most - rounding
+    return possible
 
 
-def _first_row_within(shown: Uint8Image, top: int, bottom: int, left: int, right: int) -> int | None:
-    side, reach = len(shown), len(_gaussian(len(shown))) // 2
+def _with_whole_edges(cells: Uint8Image, shown: Uint8Image, step: int) -> Uint8Image:
+    """Cells of the frame's edge as bright as its brightest pixel there: those are what is repeated beyond the frame."""
+    cells = cells.copy()
+    for edge, pixels in zip(_sides(cells), _sides(shown), strict=True):
+        np.maximum(edge, pixels.reshape(-1, step).max(axis=1), out=edge)
+    return cells
+
+
+def _sides(image: Uint8Image) -> tuple[Uint8Image, ...]:
+    return image[0], image[-1], image[:, 0], image[:, -1]
+
+
+def _first_row(shown: Uint8Image, possible: npt.NDArray[np.bool_]) -> int | None:
+    """The first row of the mask, None if it is empty."""
+    step = len(shown) // len(possible)
+    rows = np.flatnonzero(possible.any(axis=1))
+    if not len(rows):
+        return None
+    for top in range(rows[0] * step, (rows[-1] + 1) * step, STRIP):
+        bottom = min(top + STRIP, len(shown))
+        columns = np.flatnonzero(possible[top // step : -(bottom // -step)].any(axis=0))
+        if not len(columns):
+            continue
+        inside = np.flatnonzero(_peaks(shown, top, bottom, columns[0] * step, (columns[-1] + 1) * step) > 0)
+        if len(inside):
+            return top + int(inside[0])
+    return None
+
+
+def _peaks(shown: Uint8Image, top: int, bottom: int, left: int, right: int) -> npt.NDArray[np.float64]:
+    """How far the blur of each row of a part of the frame gets above the mask's threshold, in whole numbers."""
+    side, taps = len(shown), _gaussian(len(shown))
+    reach = len(taps) // 2
     patch = cv2.copyMakeBorder(
         shown[max(top - reach, 0) : bottom + reach, max(left - reach, 0) : right + reach],
         *(max(reach - top, 0), max(bottom + reach - side, 0), max(reach - left, 0), max(right + reach - side, 0)),
         cv2.BORDER_REPLICATE,
     ).astype(np.float64)
-    weights = _blurring(side)
-    down, across = (weights[:size, : size + 2 * reach] for size in (bottom - top, right - left))
-    blurred = (down @ patch @ across.T).max(axis=1)
-    inside = np.flatnonzero(blurred > MASK_THRESHOLD * BRAIN.width_hu * float(_gaussian(side).sum()) ** 2)
-    return top + int(inside[0]) if len(inside) else None
-
-
-def _searched(rough: FloatImage, peaks: FloatImage, side: int) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of the part of the frame that has the mask's first row, if there is one."""
-    possible, certain = (np.flatnonzero(peaks > share) for share in MAYBE)
-    first, last = possible[0], certain[0] if len(certain) else possible[-1]
-    columns = np.flatnonzero(rough[first : last + 1].max(axis=0) > MAYBE[0])
-    step = side / len(rough)
-    (top, bottom), (left, right) = (
-        (max(int(begin * step) - MARGIN, 0), min(int((end + 1) * step) + MARGIN, side))
-        for begin, end in ((first, last), (columns[0], columns[-1]))
-    )
-    return top, bottom, left, right
+    down, across = (_blurring(side)[:size, : size + 2 * reach] for size in (bottom - top, right - left))
+    threshold = MASK_THRESHOLD * BRAIN.width_hu * float(taps.sum()) ** 2
+    peaks: npt.NDArray[np.float64] = (down @ patch @ across.T).max(axis=1) - threshold
+    return peaks
 
 
 @lru_cache

@@ -86,6 +86,8 @@ _SHORT_VRS: Final = frozenset({
 })  # fmt: skip
 _WANTED: Final = frozenset(TAGS.values())
 MAX_VALUE_BYTES: Final = 1024
+MAX_ELEMENTS: Final = 100_000
+"""A walk over more has no time limit here: the decoder's process has one."""
 _EXPLICIT = struct.Struct("<HH2sH").unpack_from
 _IMPLICIT = struct.Struct("<HHI").unpack_from
 _TAG = struct.Struct("<HH").unpack_from
@@ -216,7 +218,9 @@ def _walk(
     """Values of the wanted elements before tag `stop`, where that begins, and for PixelData the length of its value."""
     values: dict[int, bytes] = {}
     end = len(content)
-    while at < end:
+    for _ in range(MAX_ELEMENTS):
+        if at >= end:
+            break
         group, number = _TAG(content, at)
         if (group << 16 | number) >= stop and (group << 16 | number) != PIXEL_DATA:
             return values, at, None
@@ -231,7 +235,7 @@ def _walk(
             if length > MAX_VALUE_BYTES or at > end:
                 raise NotPlainError
             values[tag] = content[value_at:at]
-    if at > end:
+    if at != end:
         raise NotPlainError
     return values, at, None
 
@@ -255,7 +259,9 @@ def _element(content: bytes, at: int, explicit: bool) -> tuple[int, int, int]:
 def _after_sequence(content: bytes, at: int, explicit: bool) -> int:
     """Where a sequence of undefined length whose first item is at `at` ends, sequences inside it included."""
     depth = 1
-    while depth:
+    for _ in range(MAX_ELEMENTS):
+        if not depth:
+            return at
         group, number, length = _IMPLICIT(content, at)  # items and delimiters have no VR in either syntax
         tag = group << 16 | number
         if tag in (_ITEM_END, _SEQUENCE_END):
@@ -268,4 +274,4 @@ def _after_sequence(content: bytes, at: int, explicit: bool) -> int:
             _, length, at = _element(content, at, explicit)
             depth += length == _UNDEFINED
             at += 0 if length == _UNDEFINED else length
-    return at
+    raise NotPlainError

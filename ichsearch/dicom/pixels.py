@@ -18,12 +18,16 @@ from ichsearch.dicom.reasons import RejectedError
 
 MIN_HU: Final = -1024
 MAX_HU: Final = 3071
+STEEP_ROW: Final = 2**34
+"""Squared range times columns from which float32 would not keep a standard deviation to 0.01: 12 bits at 1024."""
 SAMPLED_ROW: Final = 16
 """Noise is looked for in every sixteenth row."""
 NOISE_STD_HU: Final = 300
 NOISE_STEPS: Final = 0.8
 NOISE_SHARE: Final = 0.1
 MIN_NOISE_SIDE: Final = 64
+MAX_ASPECT: Final = 8
+"""A frame is made square: a file of one row would else grow four-thousandfold."""
 
 Int16Image = npt.NDArray[np.int16]
 Int32Image = npt.NDArray[np.int32]
@@ -102,10 +106,15 @@ def read_image(location: str | Path) -> SliceImage:
         encoding=encoding,
         elements=elements,
         statistics=statistics,
-        stored_hash=xxhash.xxh3_128_hexdigest(np.ascontiguousarray(stored).data),
+        stored_hash=hash_of(stored),
         clipped_low=clipped_low,
         clipped_high=clipped_high,
     )
+
+
+def hash_of(pixels: Frame) -> str:
+    """XXH3 of (rows, columns) pixels, 32 hexadecimal digits; the same values in another shape have another."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(pixels).data, seed=pixels.shape[1])
 
 
 def _read_frame(content: bytes) -> tuple[Elements, Encoding, Frame]:
@@ -137,6 +146,8 @@ def _decoded(content: bytes) -> tuple[Elements, Encoding, Frame]:
 def read_encoding(elements: Elements) -> Encoding:
     """Check and collect the elements that say how pixels are held; `RejectedError` for what cannot be."""
     rows, columns = (_side(elements, keyword) for keyword in ("Rows", "Columns"))
+    if max(rows, columns) > MAX_ASPECT * min(rows, columns):
+        raise RejectedError("over_limit", "aspect")
     allocated, stored, signed = _bits(elements)
     photometric = elements.text("PhotometricInterpretation")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -199,14 +210,14 @@ def without_garbage(frame: Frame, encoding: Encoding) -> Frame:
 def stored_statistics(stored: Frame) -> StoredStatistics:
     """Minimum, maximum, mean and standard deviation of (rows, columns) stored values."""
     minimum, maximum = int(stored.min()), int(stored.max())
-    middle = np.float32(stored[::SAMPLED_ROW].mean())
-    centred = stored.astype(np.float32) - middle.round()
-    # Rows first, then their sums in double precision: a single sum of 2^18 floats would lose the 0.01.
-    mean = float((centred @ np.ones(stored.shape[1], np.float32)).sum(dtype=np.float64)) / stored.size
+    columns = stored.shape[1]
+    # A row's sum of whole numbers is exact in float32 up to 2^24; all rows are added in double precision.
+    single = (maximum - minimum) ** 2 * columns < STEEP_ROW
+    middle = round(float(stored[::SAMPLED_ROW].mean()))
+    centred = stored.astype(np.float32 if single else np.float64) - middle
+    mean = float((centred @ np.ones(columns, centred.dtype)).sum(dtype=np.float64)) / stored.size
     variance = float(np.vecdot(centred, centred).sum(dtype=np.float64)) / stored.size - mean**2
-    return StoredStatistics(
-        minimum, maximum, round(mean + float(middle.round()), 2), round(max(variance, 0.0) ** 0.5, 2)
-    )
+    return StoredStatistics(minimum, maximum, round(mean + middle, 2), round(max(variance, 0.0) ** 0.5, 2))
 
 
 def to_hu(stored: Frame, encoding: Encoding, statistics: StoredStatistics) -> tuple[Int16Image, int, int]:

@@ -101,7 +101,7 @@ def read_manifest(location: str | Path) -> Manifest:
     """
     try:
         value = from_json(open_folder(location).read_bytes(MANIFEST), MANIFEST)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DataError(
             f"a folder of shards has a {MANIFEST}, but {location} has none; make one with "
             "`ichsearch preprocess DICOM_DIR --out SHARDS`, or let an interrupted one finish"

@@ -5,6 +5,7 @@ In: a DICOM folder, a labels CSV, settings. Out: shards, their ledger, the metad
 """
 
 import fcntl
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -13,7 +14,7 @@ from typing import Final, Literal, TypeVar
 
 from ichsearch.dicom.find import find_files
 from ichsearch.dicom.header import read_header
-from ichsearch.dicom.pixels import read_image
+from ichsearch.dicom.pixels import hash_of, read_image
 from ichsearch.dicom.reasons import RejectedError
 from ichsearch.errors import AlreadyRunningError, DataError
 from ichsearch.shards.accounting import QUARANTINE, count, nothing_readable, quarantine_rejected, write_quarantine
@@ -48,6 +49,8 @@ from ichsearch.storage import Folder, FoundFile, open_folder, with_state
 Item = TypeVar("Item")
 
 FILES_PER_TASK: Final = 256
+OURS: Final = re.compile(rf"({LEDGER}/)?(shard-\d{{5,}}\.(parquet|json)|\.[^/]+\.\d+\.aside)")
+"""Shards, their ledger entries, and either half-written by a killed process: nothing that a user would name so."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the files done, and their total so far."""
@@ -200,13 +203,12 @@ def _image_hashes(locations: list[str]) -> list[tuple[str, str]]:
 
 
 def image_hash(location: str) -> str:
-    """What decides a file's HU: a hash of its stored values, and how they are rescaled; '' when they cannot be read."""
+    """Equal for files of equal HU; '' when they cannot be read."""
     try:
         image = read_image(location)
     except RejectedError:
         return ""
-    encoding = image.encoding
-    return f"{image.stored_hash} {encoding.slope} {encoding.intercept} {encoding.inverted}"
+    return f"{len(image.hu)} {hash_of(image.hu)}"
 
 
 def _build(
@@ -239,8 +241,7 @@ def _build_named(job: ShardJob, out: Folder, settings: Settings, key: Key) -> tu
 def _others(out: Folder, jobs: set[str]) -> list[str]:
     """Shards of an earlier state of the cohort, and what killed writers left half-written."""
     kept = {f"{name}.parquet" for name in jobs} | {ledger_name(name) for name in jobs}
-    files = [(name, Path(name).name) for name in out.names()]
-    return [name for name, file in files if file.endswith(".aside") or (file.startswith("shard-") and name not in kept)]
+    return [name for name in out.names() if OURS.fullmatch(name) and name not in kept]
 
 
 def _abandon(out: Folder) -> None:
