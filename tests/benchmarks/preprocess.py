@@ -15,26 +15,23 @@ os.environ |= dict.fromkeys(
 import argparse
 import importlib
 import json
-import multiprocessing
 import platform
 import statistics
 import sys
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 import preprocess_codecs as codecs
 import preprocess_ours as ours
-import pyarrow as pa
 import pydicom
+from measuring import Figures, cpu_model, ratio, spread, timed, worker
 from preprocess_tables import show
 
 from ichsearch.dicom.reasons import RejectedError
@@ -56,8 +53,6 @@ CONTESTANTS: Final[dict[str, tuple[str, str, dict[str, bool]]]] = {
     "pydicom + PIL": ("preprocess_pydicom", "run", {}),
 }
 """Module, function and options of each; each runs in a process of its own."""
-
-Figures = dict[str, Any]
 
 
 def main() -> None:
@@ -93,7 +88,7 @@ def _measure(options: argparse.Namespace, work: Path) -> Figures:
     cores = sorted(os.sched_getaffinity(0))
     figures["speed"] = _speed(paths, work, options.rounds, cores[-1])
     figures["two_processes"] = _scaling(paths, work, options.rounds, cores)
-    with _worker(cores[-1]) as pool:
+    with worker(cores[-1], _silence) as pool:
         figures["stages_us"] = _stages(pool, paths, work, options.rounds)
         figures["compressed"] = _compressed(pool, paths[:CODEC_FILES], work, options.rounds)
     figures["boxes"] = {source: _agreement(files) for source, files in _box_sources(phantom, options).items()}
@@ -115,74 +110,38 @@ def _setting(options: argparse.Namespace, files: int) -> Figures:
         "source": options.dicom.name if options.dicom else "phantom",
         "files": files,
         "rounds": options.rounds,
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "load_average": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _worker(core: int) -> ProcessPoolExecutor:
-    """A fresh process on one core, as a worker of Ray is.
-
-    Contestants must not share one: fastai's import leaves an allocator that keeps its memory, and whatever runs in
-    that process is spared page faults that it has in one of its own.
-    """
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker, (core,))
-
-
-def _start_worker(core: int) -> None:
-    _silence()
-    os.sched_setaffinity(0, {core})
-    pa.set_cpu_count(1)
 
 
 def _speed(paths: list[Path], work: Path, rounds: int, core: int) -> Figures:
     """Slices a second of ours and of the peers, the rounds interleaved after one that warms up."""
     rate: defaultdict[str, list[float]] = defaultdict(list)
     with ExitStack() as stack:
-        pools = {name: stack.enter_context(_worker(core)) for name in CONTESTANTS}
+        pools = {name: stack.enter_context(worker(core, _silence)) for name in CONTESTANTS}
         for number in range(rounds + 1):
             for name, pool in pools.items():
                 slices, seconds = pool.submit(_run_timed, name, paths, work / f"{name}-{number}").result()
                 assert slices == len(paths), f"{name} stored {slices} of {len(paths)} files"
                 if number:
                     rate[name].append(slices / seconds)
-    ratios = {f"{mine} / {peer}": _ratio(rate[mine], rate[peer]) for mine, peer in product(MINE, PEERS)}
-    return {"slices_per_s": {name: _spread(values) for name, values in rate.items()}, "ratios": ratios}
+    ratios = {f"{mine} / {peer}": ratio(rate[mine], rate[peer]) for mine, peer in product(MINE, PEERS)}
+    return {"slices_per_s": {name: spread(values) for name, values in rate.items()}, "ratios": ratios}
 
 
 def _run_timed(name: str, paths: list[Path], out: Path) -> tuple[int, float]:
     """In a worker: only the process of a peer imports what the peer needs."""
     module, function, options = CONTESTANTS[name]
     run = getattr(importlib.import_module(module), function)
-    return _timed(lambda: run(paths, out, **options))
-
-
-def _timed(work: Callable[[], int]) -> tuple[int, float]:
-    start = perf_counter()
-    result = work()
-    return result, perf_counter() - start
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _ratio(above: Iterable[float], below: Iterable[float]) -> dict[str, float]:
-    """Round by round, so that what slows a whole round down cancels."""
-    return _spread([a / b for a, b in zip(above, below, strict=True)])
+    return timed(lambda: run(paths, out, **options))
 
 
 def _stages(pool: ProcessPoolExecutor, paths: list[Path], work: Path, rounds: int) -> dict[str, dict[str, float]]:
     """Microseconds a slice of each stage of ours."""
     measured = [pool.submit(ours.stages, paths, work / "stages").result() for _ in range(rounds + 1)][1:]
-    return {stage: _spread([times[stage] for times in measured]) for stage in measured[0]}
+    return {stage: spread([times[stage] for times in measured]) for stage in measured[0]}
 
 
 def _scaling(paths: list[Path], work: Path, rounds: int, cores: list[int]) -> Figures:
@@ -192,14 +151,14 @@ def _scaling(paths: list[Path], work: Path, rounds: int, cores: list[int]) -> Fi
     half = len(paths) // 2
     jobs = [(paths[start : start + half], work / f"process-{start}", SCALING_REPEATS) for start in (0, half)]
     rate: defaultdict[str, list[float]] = defaultdict(list)
-    with _worker(cores[0]) as first, _worker(cores[1]) as second:
+    with worker(cores[0], _silence) as first, worker(cores[1], _silence) as second:
         for number in range(rounds + 1):
             for name, pools in {"one": [first], "two": [first, second]}.items():
-                slices, seconds = _timed(lambda pools=pools: _run_at_once(pools, jobs))
+                slices, seconds = timed(lambda pools=pools: _run_at_once(pools, jobs))
                 if number:
                     rate[name].append(slices / seconds)
-    speeds = {name: _spread(values) for name, values in rate.items()}
-    return {"files_per_process": half, "slices_per_s": speeds, "ratio": _ratio(rate["two"], rate["one"])}
+    speeds = {name: spread(values) for name, values in rate.items()}
+    return {"files_per_process": half, "slices_per_s": speeds, "ratio": ratio(rate["two"], rate["one"])}
 
 
 def _run_at_once(pools: list[ProcessPoolExecutor], jobs: list[tuple[list[Path], Path, int]]) -> int:
@@ -221,13 +180,13 @@ def _codec_figures(times: codecs.CodecTimes) -> Figures:
     figures: Figures = {
         "files": times.files,
         "identical_to_uncompressed": times.identical,
-        "slices_per_s": {name: _spread(values) for name, values in rate.items()},
+        "slices_per_s": {name: spread(values) for name, values in rate.items()},
         "skipped": times.skipped,
     }
     decoders = [name for name in rate if name not in codecs.OURS]
     if decoders:
         fastest = max(decoders, key=lambda name: statistics.median(rate[name]))
-        ratios = {f"{name} / fastest": _ratio(rate[name], rate[fastest]) for name in codecs.OURS if name in rate}
+        ratios = {f"{name} / fastest": ratio(rate[name], rate[fastest]) for name in codecs.OURS if name in rate}
         figures |= {"fastest": fastest, "ratios": ratios}
     return figures
 

@@ -5,6 +5,7 @@ In: the figures. Out: tables on standard output.
 
 from typing import Any
 
+from measuring import new_table, spread_text
 from rich.console import Console
 from rich.table import Table
 
@@ -25,29 +26,17 @@ def show(figures: Figures) -> None:
         console.print(explanation)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
-
-
-def _spread(values: dict[str, float], digits: int = 0) -> str:
-    median, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "min", "max"))
-    return f"{median} [{low}–{high}]"
-
-
 def _speed(figures: Figures) -> tuple[Table, str]:
-    table = _table("DICOM file → stored slice", "", "slices/s", "ratio")
+    table = new_table("DICOM file → stored slice", "", "slices/s", "ratio")
     speed, scaling = figures["speed"], figures["two_processes"]
     for name, rate in speed["slices_per_s"].items():
-        table.add_row(name, _spread(rate), "")
+        table.add_row(name, spread_text(rate), "")
     for name, ratio in speed["ratios"].items():
-        table.add_row(name, "", _spread(ratio, 2))
+        table.add_row(name, "", spread_text(ratio, 2))
     if "ratio" in scaling:
-        table.add_row("ours in one spawned process", _spread(scaling["slices_per_s"]["one"]), "")
-        table.add_row("ours in two at once", _spread(scaling["slices_per_s"]["two"]), "")
-        table.add_row("two / one", "", _spread(scaling["ratio"], 2))
+        table.add_row("ours in one spawned process", spread_text(scaling["slices_per_s"]["one"]), "")
+        table.add_row("ours in two at once", spread_text(scaling["slices_per_s"]["two"]), "")
+        table.add_row("two / one", "", spread_text(scaling["ratio"], 2))
     return table, (
         "ours: header, plan, decode, checks, hash, box, resize, Parquet shard, its SHA-256 and sync, all files in one "
         "shard. fastai: mask, crop, 3-window JPEG. pydicom + PIL: 3-window JPEG, neither mask nor crop. Two processes: "
@@ -56,16 +45,18 @@ def _speed(figures: Figures) -> tuple[Table, str]:
 
 
 def _stages(figures: Figures) -> tuple[Table, str]:
-    table = _table("Stages of ours, one by one", "stage", "µs a slice")
+    table = new_table("Stages of ours, one by one", "stage", "µs a slice")
     for stage, times in figures["stages_us"].items():
-        table.add_row(stage, _spread(times))
+        table.add_row(stage, spread_text(times))
     return table, "Decoding and the header read the file themselves."
 
 
 def _codecs(figures: Figures) -> tuple[Table, str]:
-    table = _table("Compressed files", "syntax", "reader", "slices/s", "× the fastest decoder")
+    table = new_table("Compressed files", "syntax", "reader", "slices/s", "× the fastest decoder")
     for syntax, codec in figures["compressed"].items():
-        rows = [(name, _spread(rate), _against_fastest(codec, name)) for name, rate in codec["slices_per_s"].items()]
+        rows = [
+            (name, spread_text(rate), _against_fastest(codec, name)) for name, rate in codec["slices_per_s"].items()
+        ]
         rows += [(f"{name} skipped", reason[:40], "") for name, reason in codec["skipped"].items()]
         state = "" if codec["identical_to_uncompressed"] else ", OTHER PIXELS"
         for number, row in enumerate(rows):
@@ -78,11 +69,11 @@ def _codecs(figures: Figures) -> tuple[Table, str]:
 
 def _against_fastest(codec: Figures, name: str) -> str:
     ratio = codec.get("ratios", {}).get(f"{name} / fastest")
-    return _spread(ratio, 2) if ratio else "fastest" * (name == codec.get("fastest"))
+    return spread_text(ratio, 2) if ratio else "fastest" * (name == codec.get("fastest"))
 
 
 def _boxes(figures: Figures) -> tuple[Table, str]:
-    table = _table(
+    table = new_table(
         "Brain box against fastai's", "source", "slices", "refused", "edges within 1 px", "farthest edge, px"
     )
     for source, box in figures["boxes"].items():
