@@ -167,6 +167,13 @@ def test_a_rectangle_of_the_drawn_place_and_area_is_air() -> None:
     assert torch.equal(apply(images, one(erased=[0.5, 0.125, 0.25, 0.125])), expected)
 
 
+def test_what_is_erased_shows_nothing_of_the_other_kinds() -> None:
+    drawn = one(erased=[0.5, 0.125, 0.25, 0.125], blur_of_side=0.03, noise_hu=9.0, gain=1.04, offset_hu=-3.0)
+    result = apply(noise(side=64), drawn)
+    assert int((result == AIR_HU).sum()) == 8 * 16
+    assert (result[..., 8:16, 32:48] == AIR_HU).all()
+
+
 def test_a_drawn_rectangle_has_its_area_and_lies_inside() -> None:
     images = torch.zeros(500, 1, 128, 128)
     drawn = draw(500, Augmentation(strength=1, kinds=("erasing",)), generator())
@@ -213,6 +220,15 @@ def test_a_cpu_and_a_gpu_move_and_blur_alike(channels: int, side: int) -> None:
     by_image = warp_by_image(images, maps, taps)
     assert float((by_image - images).abs().max()) > 100
     torch.testing.assert_close(by_image, warp_by_batch(images, maps, taps), rtol=0, atol=0.1)  # at the border as well
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_draw_gives_the_same_images_on_a_gpu() -> None:
+    images, drawn = noise(16, 3, 256), draw(16, EVERYTHING, generator(3))
+    on_gpu = apply(images.cuda(), drawn)
+    assert on_gpu.is_cuda
+    torch.testing.assert_close(on_gpu.cpu(), apply(images, drawn), rtol=0, atol=0.1)
 
 
 def test_threads_change_nothing() -> None:
