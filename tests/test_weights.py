@@ -136,7 +136,7 @@ def test_objects_in_a_file_are_never_made(source: Path, tmp_path: Path, values: 
     stranger = Stranger()
     stranger.__dict__["x"] = 1
     torch.save({"state_dict": values, "by": stranger}, source / "strange.pth")
-    with pytest.raises(ConfigError, match="cannot be had .unreadable: UnpicklingError"):
+    with pytest.raises(ConfigError, match=r"cannot be had \(unreadable: UnpicklingError"):
         obtain_weights("test_resnet", "require", tmp_path / "run", source / "strange.pth")
     assert Stranger.made == 0
 
@@ -145,7 +145,7 @@ def test_objects_in_a_file_are_never_made(source: Path, tmp_path: Path, values: 
 def test_weights_of_another_body_are_refused_with_the_one_they_fit(tmp_path: Path, policy: Policy) -> None:
     save_file(state_of("resnet18"), tmp_path / "some.safetensors")
     message = (
-        r"weights of resnet34 must .* but some\.safetensors has 102 of 182: layer1\.2\.conv1\.weight is missing in the "
+        r"weights of resnet34 must .* but some\.safetensors has 100 of 180: layer1\.2\.conv1\.weight is missing in the "
         r"file and 64 × 64 × 3 × 3 in resnet34; it fits resnet18: .* a file of resnet34, or pretrained: no"
     )
     with pytest.raises(ConfigError, match=message):
@@ -156,7 +156,7 @@ def test_weights_of_another_body_are_refused_with_the_one_they_fit(tmp_path: Pat
 def test_a_deeper_body_is_not_taken_for_a_shallow_one(tmp_path: Path) -> None:
     save_file(state_of("resnet34"), tmp_path / "resnet18.safetensors")
     with pytest.raises(
-        ConfigError, match=r"102 of 102: layer1\.2\.\S+ is 64 × 64 × 3 × 3 .*missing in resnet18; it fits resnet34"
+        ConfigError, match=r"100 of 100: layer1\.2\.\S+ is .* in the file and missing in resnet18; it fits resnet34"
     ):
         obtain_weights("resnet18", "auto", tmp_path / "run", tmp_path)
 
@@ -167,7 +167,7 @@ def test_tensors_of_no_backbone_are_refused(tmp_path: Path) -> None:
         obtain_weights("alexnet", "auto", tmp_path / "run", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "alexnet", "test_vit"])
+@pytest.mark.parametrize("name", ["test_resnet", "squeezenet1_1", "test_vit"])
 @pytest.mark.parametrize(("channels", "classes"), [(1, 5), (3, 6), (3, 1000)])
 def test_another_head_and_other_channels_are_no_obstacle(
     name: str, channels: int, classes: int, tmp_path: Path
@@ -176,7 +176,7 @@ def test_another_head_and_other_channels_are_no_obstacle(
     save_file(state, tmp_path / "own.safetensors")
     start = obtain_weights(name, "require", tmp_path / "run", tmp_path / "own.safetensors")
     model = create_model(name, channels=3, classes=6, size=64, weights=start.path).state_dict()
-    body = {key for key in state if state[key].ndim == 4}
+    body = {key for key in state if state[key].ndim == 4 and not key.startswith("classifier.")}
     first = next(key for key in state if key in body)
     expected = state[first] if channels == 3 else state[first].repeat(1, 3, 1, 1) / 3
     torch.testing.assert_close(model[first], expected)
@@ -194,11 +194,12 @@ def test_a_model_with_fastais_head_starts_another(tmp_path: Path) -> None:
 
 def test_names_that_timm_knows_to_translate_are_translated(tmp_path: Path) -> None:
     theirs = densenet121(num_classes=1000)
-    renamed = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", key): value for key, value in theirs.state_dict().items()}
+    old = {key: value for key, value in theirs.state_dict().items() if not key.endswith("num_batches_tracked")}
+    renamed = {re.sub(r"(norm|conv)([12])\.", r"\1.\2.", key): value for key, value in old.items()}
     torch.save(renamed, tmp_path / "densenet121.pth")
     start = obtain_weights("densenet121", "require", tmp_path / "run", tmp_path)
     model = create_model("densenet121", channels=3, classes=6, size=32, weights=start.path).state_dict()
-    body = {key: value for key, value in theirs.state_dict().items() if not key.startswith("classifier")}
+    body = {key: value for key, value in old.items() if not key.startswith("classifier")}
     assert all(torch.equal(model[key], body[key]) for key in body)
 
 

@@ -21,7 +21,7 @@ CLASSIFIERS: Final = frozenset(["avgpool", "dropout", "fc", "classifier", "head"
 class Trunk(nn.Sequential):
     """The parts of a torchvision model in front of its classifier, in a row; `family` is the model's class."""
 
-    def __init__(self, parts: "OrderedDict[str, nn.Module]", family: str) -> None:
+    def __init__(self, parts: OrderedDict[str, nn.Module], family: str) -> None:
         super().__init__(parts)
         self.family = family
 
@@ -72,15 +72,14 @@ class ConcatPoolModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, S, S) float32 to (B, classes) logits."""
-        maps = feature_maps(self.backbone, images)
+        maps: Tensor = features_of(self.backbone, images)
         logits: Tensor = self.head(maps.movedim(-1, 1) if self._channels_last else maps)
         return logits
 
 
-def feature_maps(backbone: nn.Module, images: Tensor) -> Tensor:
-    """What a backbone, of timm or cut by `cut`, gives in front of its pooling."""
-    maps: Tensor = getattr(backbone, "forward_features", backbone)(images)
-    return maps
+def features_of(backbone: nn.Module, images: Tensor) -> Any:
+    """What a backbone, of timm or cut by `cut`, gives in front of its pooling: maps, tokens or a list of either."""
+    return getattr(backbone, "forward_features", backbone)(images)
 
 
 def with_concat_pool(name: str, model: nn.Module, channels: int, classes: int, size: int) -> nn.Module:
@@ -112,10 +111,10 @@ def feature_form(name: str, channels: int, size: int) -> FeatureMaps | None:
     with drafting():
         model = cut(blueprint(name, channels, 1, size))
         try:
-            maps = feature_maps(model, blank(channels, size))
+            maps = features_of(model, blank(channels, size))
         except IMPOSSIBLE:  # torchvision's vit: its parts make no row
             return None
-    if maps.ndim != 4:
+    if not isinstance(maps, Tensor) or maps.ndim != 4:
         return None
     features = int(getattr(model, "num_features", maps.shape[1]))
     if features not in (maps.shape[1], maps.shape[-1]):
@@ -136,6 +135,6 @@ def _unused(name: str, channels: int, size: int) -> frozenset[str]:
         for inner in module.modules():
             inner.register_forward_pre_hook(note(part))
     with drafting():
-        feature_maps(model, blank(channels, size))
+        features_of(model, blank(channels, size))
     with_parameters = {part for part, module in model.named_children() if any(True for _ in module.parameters())}
     return frozenset(with_parameters - used)

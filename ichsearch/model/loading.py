@@ -39,8 +39,10 @@ def _first_line(error: Exception) -> str:
 
 def _load_into_timm(name: str, channels: int, classes: int, size: int, state: dict[str, Tensor]) -> nn.Module:
     config = timm.get_pretrained_cfg(name)
-    # timm keeps a head whose number of classes is the one configured: no model has -1.
-    overlay: dict[str, Any] = {"state_dict": dict(state), "num_classes": -1}
+    heads = body_of(name).heads
+    body = {key: value for key, value in state.items() if not in_modules(key, heads)}
+    # timm demands a head where the number of classes is the configured one: no model has -1.
+    overlay: dict[str, Any] = {"state_dict": body, "num_classes": -1}
     if (source := _channels_of(name, state)) != config.input_size[0]:
         overlay["input_size"] = (source, *config.input_size[1:])
     model = build(name, channels, classes, size, overlay)
