@@ -1,6 +1,7 @@
-"""Synthetic cohorts: form of the files, truth of the labels, and that a slice's position tells nothing."""
+"""Synthetic cohorts: form of the files, truth of the labels, and what the designs promise."""
 
 import csv
+import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,17 +12,27 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion, binary_fill_holes, uniform_filter
 from sklearn.metrics import roc_auc_score
 
 from ichsearch.errors import ConfigError
 from ichsearch.labels import LABELS, SUBTYPES
 from ichsearch.phantom import CohortSummary, write_cohort
 from ichsearch.phantom.cohort import draw_cohort
+from ichsearch.phantom.design import Design
 from ichsearch.phantom.haemorrhage import MIN_AREA_MM2
 from ichsearch.phantom.patient import Patient, RenderedSlice, render
 from ichsearch.phantom.scanner import PADDING, Storage, stored_values
+from ichsearch.report.baselines import position_baseline
 
 PATIENTS, SLICES, MATRIX, SEED = 8, 10, 128, 5
+HARD = Design(hard=True, prevalence="rsna", even_position=True)
+RSNA_PERCENT = (0.41, 4.8, 3.5, 4.8, 6.3, 14.4)
+PLAIN_MEANS = {
+    "ID_25d7f8629": 19.990, "ID_4ae7c3e52": 443.249, "ID_6fa79f263": 586.891,
+    "ID_72516836f": 152.458, "ID_c40f5a192": 367.120, "ID_f3392c67a": 472.248,
+}  # fmt: skip
+"""Stored values of a plain cohort, averaged: what a processor rounds otherwise does not show in them."""
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +96,20 @@ def test_the_same_arguments_give_the_same_bytes_whatever_the_workers(tmp_path: P
     assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "two")
     assert not set(tree_bytes(tmp_path / "one").values()) & set(tree_bytes(tmp_path / "other").values())
     assert progress == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_so_do_the_same_options(tmp_path: Path) -> None:
+    write_cohort(tmp_path / "one", 3, 2, 7, hard=True, prevalence="rsna", even_position=True, matrix=64, workers=1)
+    write_cohort(tmp_path / "two", 3, 2, 7, hard=True, prevalence="rsna", even_position=True, matrix=64, workers=2)
+    assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "two")
+
+
+def test_options_leave_the_plain_cohort_as_it_was(tmp_path: Path) -> None:
+    write_cohort(tmp_path / "out", 3, 2, 7, matrix=64, workers=1)
+    table = (tmp_path / "out" / "stage_2_train.csv").read_bytes()
+    assert hashlib.sha256(table).hexdigest() == "b68c9d27f2eee8b397459e0f05587ffa07ba90dc25ea463ff5904c80bd0dd0d6"
+    means = {dataset.SOPInstanceUID: dataset.pixel_array.mean() for dataset in read_all(tmp_path / "out")}
+    assert means == pytest.approx(PLAIN_MEANS, abs=0.01)
 
 
 def test_files_and_labels_have_the_form_of_the_challenge(cohort: tuple[Path, CohortSummary]) -> None:
@@ -179,6 +204,98 @@ def test_labels_are_true_to_the_pixels() -> None:
 def test_patients_without_blood_have_negative_slices() -> None:
     healthy = next(patient for patient in draw_cohort(4, 3, 2, 64) if not patient.haemorrhages)
     assert not any(any(image.labels().values()) for image in render(healthy))
+
+
+def label_table(design: Design, patients: int, slices: int) -> NDArray[np.float64]:
+    """Labels (patients, slices, 6) of a cohort; who cannot bleed is not rendered."""
+    table = np.zeros((patients, slices, len(LABELS)))
+    for patient in draw_cohort(patients, slices, 9, 64, design):
+        for index, image in enumerate(render(patient) if patient.haemorrhages else ()):
+            found = image.labels()
+            table[patient.number, index] = [*found.values(), any(found.values())]
+    return table
+
+
+@pytest.fixture(scope="module")
+def hard_labels() -> NDArray[np.float64]:
+    return label_table(HARD, 500, 6)
+
+
+def assert_as_in_rsna(table: NDArray[np.float64]) -> None:
+    by_patient = 100 * table.mean(axis=1)
+    error = by_patient.std(axis=0) / np.sqrt(len(table))
+    assert (np.abs(by_patient.mean(axis=0) - RSNA_PERCENT) < 3 * error).all(), by_patient.mean(axis=0)
+    assert table[..., :5].sum() / table[..., 5].sum() == pytest.approx(19.81 / 14.4, abs=0.1)
+
+
+def position_auroc(table: NDArray[np.float64]) -> float:
+    """Of the rule that knows the position alone, learnt on one half of the patients and judged on the other."""
+    patients, slices, _ = table.shape
+    position = np.tile(np.linspace(0, 1, slices), patients // 2)
+    known, asked = table[: patients // 2].reshape(-1, 6), table[patients // 2 :].reshape(-1, 6)
+    return float(roc_auc_score(asked[:, 5], position_baseline(position, known, position)[:, 5]))
+
+
+def test_slices_are_as_often_positive_as_in_rsna(hard_labels: NDArray[np.float64]) -> None:
+    assert_as_in_rsna(hard_labels)
+
+
+def test_an_even_position_tells_nothing(hard_labels: NDArray[np.float64]) -> None:
+    assert 0.45 <= position_auroc(hard_labels) <= 0.55
+    first_middle_last = hard_labels[:, [0, 2, 3, 5], 5].mean(axis=0)
+    assert first_middle_last.min() > 0.75 * first_middle_last.max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("even", [False, True])
+def test_every_design_keeps_its_promises(hard: bool, even: bool) -> None:
+    assert_as_in_rsna(label_table(Design(hard, "rsna", even), 2000, 10))
+    if even:
+        assert 0.45 <= position_auroc(label_table(Design(hard, "half", even), 2000, 10)) <= 0.55
+
+
+def brain_of(image: RenderedSlice) -> NDArray[np.float64]:
+    """HU, smoothed over three pixels, of what lies well inside the skull."""
+    bone = image.hu > 250
+    inside = binary_erosion(binary_fill_holes(bone) & ~bone, iterations=round(4 / image.pixel_mm))
+    return np.asarray(uniform_filter(image.hu, 3)[inside], np.float64)
+
+
+def single_number_aurocs(design: Design) -> tuple[float, float]:
+    """AUROC of the brain's highest density and of its area between 60 and 90 HU."""
+    slices = [image for patient in draw_cohort(60, 5, 4, 128, design) for image in render(patient)]
+    truth = [any(image.labels().values()) for image in slices]
+    brains = [brain_of(image) for image in slices]
+    area = [((brain > 60) & (brain < 90)).sum() for brain in brains]
+    return roc_auc_score(truth, [brain.max(initial=0) for brain in brains]), roc_auc_score(truth, area)
+
+
+def test_single_numbers_tell_less_of_hard_slices() -> None:
+    plain, hard = single_number_aurocs(Design(even_position=True)), single_number_aurocs(Design(True, "half", True))
+    assert max(hard) < 0.7
+    assert all(hard_one < plain_one - 0.1 for hard_one, plain_one in zip(hard, plain, strict=True))
+
+
+def test_who_does_not_bleed_misleads_as_much() -> None:
+    patients = draw_cohort(400, 8, 6, 64, Design(hard=True))
+    both = [[p.decoys for p in patients if bool(p.haemorrhages) is bleeds and p.decoys] for bleeds in (True, False)]
+    assert [len(decoys) for decoys in both] == [200, 200]
+    for amount in ("calcifications", "infarcts"):
+        bleeding, healthy = (np.mean([len(getattr(decoys, amount)) for decoys in group]) for group in both)
+        assert healthy > 0.4
+        assert healthy == pytest.approx(bleeding, rel=0.25)
+
+
+def test_calcifications_show_in_slices_without_blood() -> None:
+    healthy = [p for p in draw_cohort(16, 8, 2, 128, Design(hard=True, even_position=True)) if not p.haemorrhages]
+    spotted = [any((brain_of(image) > 90).any() for image in render(patient)) for patient in healthy]
+    assert len(spotted) == 8 and sum(spotted) >= 5
+
+
+def test_an_unknown_prevalence_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="prevalence must be half or rsna, but got 'all'"):
+        write_cohort(tmp_path / "out", 1, 1, 0, prevalence="all")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ _HEIGHTS_MM: Final = {"intraventricular": (-40.0, 28.0), "subarachnoid": (-30.0,
 """Where the spaces that a subtype fills exist, if not everywhere."""
 
 _SUBTLE: Final = {
-    "epidural": ((-0.35, 0.3), (50.0, 66.0)),
-    "intraparenchymal": ((-0.35, 0.35), (46.0, 64.0)),
-    "intraventricular": ((-0.15, 0.5), (34.0, 56.0)),
-    "subarachnoid": ((-0.4, 0.4), (42.0, 60.0)),
-    "subdural": ((-0.35, 0.35), (42.0, 60.0)),
+    "epidural": ((-0.25, 0.4), (52.0, 68.0)),
+    "intraparenchymal": ((-0.25, 0.5), (50.0, 68.0)),
+    "intraventricular": ((0.2, 0.8), (42.0, 62.0)),
+    "subarachnoid": ((-0.25, 0.6), (48.0, 66.0)),
+    "subdural": ((-0.2, 0.5), (46.0, 66.0)),
 }
 """Ranges of size and density in HU of subtle haemorrhages: small, thin, some hardly denser than cortex."""
 
@@ -50,7 +50,7 @@ class Haemorrhage:
     """One haemorrhage: centre by direction (0 is the front, positive left) and height, extent, density.
 
     `size` and `spread`, from 0 to 1, scale what each subtype makes of them: thickness or radius, and width or depth.
-    A subtle one has a `size` down to -0.4. Over `edge_mm` it fades: what of a thick slice is not blood dilutes it.
+    A subtle one has a `size` down to -0.25. Over `edge_mm` it fades: what of a thick slice is not blood dilutes it.
     """
 
     subtype: str
@@ -99,7 +99,7 @@ def haemorrhage_at(
 def subtle(rng: np.random.Generator, h: Haemorrhage) -> Haemorrhage:
     """The same haemorrhage smaller, paler and diluted at its edges."""
     sizes, densities_hu = _SUBTLE[h.subtype]
-    size, density_hu, edge_mm = rng.uniform(*sizes), rng.uniform(*densities_hu), rng.uniform(2, 5)
+    size, density_hu, edge_mm = rng.uniform(*sizes), rng.uniform(*densities_hu), rng.uniform(2, 3.5)
     return replace(h, size=float(size), density_hu=float(density_hu), edge_mm=float(edge_mm))
 
 
@@ -162,12 +162,12 @@ def _subdural(h: Haemorrhage, p: Points, gaps: Spaces, noise: Noise) -> Image:
     side = 1.0 if h.azimuth_rad > 0 else -1.0
     if h.midline and h.height_mm > 10:
         width = (3 + 4 * h.size) * _fade(h, p) * (1 + 0.25 * noise.warp)
-        return np.asarray(np.maximum(p.x * side - width + 1.5, -p.x * side), np.float32)
+        return np.asarray(np.maximum(p.x * side - width + h.edge_mm - 0.5, -p.x * side), np.float32)
     ahead = (p.x * np.sin(h.azimuth_rad) - p.y * np.cos(h.azimuth_rad)) / (length(p.x, p.y) + 1e-6)
     taper = np.sqrt(np.clip(1 - (1 - ahead) / (0.3 + 0.6 * h.spread), 0, 1))
     taper = np.minimum(taper, np.clip(np.abs(p.x) / 18, 0, 1))
     width = (6 + 9 * h.size) * _fade(h, p) * taper * (1 + 0.12 * noise.warp)
-    return np.asarray(np.maximum(-gaps.inner - width + 1.5, 1 - p.x * side), np.float32)
+    return np.asarray(np.maximum(-gaps.inner - width + 0.5 * h.edge_mm + 0.5, 1 - p.x * side), np.float32)
 
 
 def _subarachnoid(h: Haemorrhage, p: Points, gaps: Spaces, noise: Noise) -> Image:

@@ -49,8 +49,8 @@ def worsened(rng: np.random.Generator, scanner: Scanner) -> Scanner:
     """The same scanner with noise, cupping and streaks between the petrous bones from slight to strong."""
     return replace(
         scanner,
-        noise_hu=float(rng.uniform(3.5, 8)),
-        kernel_mm=float(rng.uniform(0.35, 0.9)),
+        noise_hu=float(rng.uniform(3.5, 6.5)),
+        kernel_mm=float(rng.uniform(0.35, 0.8)),
         cupping_hu=float(rng.uniform(2, 10)),
         streak_hu=float(rng.uniform(5, 16)),
     )
