@@ -1,16 +1,14 @@
 """The learning-rate range test: one short run from a tiny to a huge rate, and one suggestion from its curve.
 
-In: an `InputConfig` and data. Out: an `LrCurve`. Source: fastai 2.8 `lr_find` and its suggestion functions.
+In: an `InputConfig` and data, or one's own training step. Out: an `LrCurve`. Source: fastai 2.8.12 `lr_find`.
 """
 
 import math
-from collections.abc import Iterator
-from itertools import count, islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -19,20 +17,22 @@ from ichsearch.data.batches import Batches
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import Split
 from ichsearch.train.config import InputConfig
+from ichsearch.train.lr_suggestions import SMOOTHING, consensus, suggestions
 from ichsearch.train.setup import make_batches, make_model, make_optimizer, parts_of, pick_device, train_step
+from ichsearch.train.trial import set_momentum
 
 START_LR: Final = 1e-7
 END_LR: Final = 10.0
 STEPS: Final = 100
-SMOOTHING: Final = 0.98
 STOP_FACTOR: Final = 4.0
-PLAUSIBLE_LR: Final = (1e-5, 1.0)
+MOMENTUM: Final = 0.9
+"""Adam's usual one throughout, as in fastai: the one-cycle's belongs to the one-cycle."""
 FALLBACK_LR: Final = 1e-3
 """AdamW's usual rate, for a curve that suggests nothing plausible."""
 
 
 class LrCurve(BaseModel):
-    """The curve and what it suggests.
+    """The curve, fastai's suggestions for it, and the rate to take.
 
     `guarded` says that nothing plausible was found and the fallback stands in; `failure` that the test could not run.
     """
@@ -59,24 +59,11 @@ def find_lr(
 ) -> LrCurve:
     """Run the range test on a model of its own, which is thrown away; a trial's state is never touched."""
     device = device or pick_device()
-    batches = make_batches(slices, parts_of(slices, split, config.min_brain).train, config, device)
+    batches = _endless(make_batches(slices, parts_of(slices, split, config.min_brain).train, config, device))
     model = make_model(config, weights, device).train()
     optimizer = make_optimizer(model, config)
-    lrs: list[float] = []
-    losses: list[float] = []
-    running, best = 0.0, math.inf
-    for step, (inputs, labels) in enumerate(islice(_endless(batches), steps)):
-        lr = START_LR * (END_LR / START_LR) ** (step / max(1, steps - 1))
-        loss = float(train_step(model, optimizer, inputs, labels, lr))
-        running = SMOOTHING * running + (1 - SMOOTHING) * loss
-        smooth = running / (1 - SMOOTHING ** (step + 1))
-        if not math.isfinite(smooth):
-            break
-        lrs.append(lr)
-        losses.append(smooth)
-        best = min(best, smooth)
-        if smooth > STOP_FACTOR * best:
-            break
+    set_momentum(optimizer, MOMENTUM)
+    lrs, losses = range_test(lambda lr: float(train_step(model, optimizer, *next(batches), lr)), steps)
     return read_curve(config, lrs, losses, steps)
 
 
@@ -85,50 +72,48 @@ def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         yield from batches.train(epoch)
 
 
-def read_curve(config: InputConfig, lrs: list[float], losses: list[float], steps: int) -> LrCurve:
-    """The curve with its suggestions, which look at points steps // 10 to the fifth from the end."""
-    part = slice(steps // 10, -5)
-    found = suggestions(np.array(lrs[part]), np.array(losses[part]))
-    lr, guarded = consensus(found)
-    return LrCurve(config=config, lrs=lrs, losses=losses, suggestions=found, lr=lr, guarded=guarded)
+def range_test(
+    step: Callable[[float], float],
+    steps: int,
+    *,
+    start_lr: float = START_LR,
+    end_lr: float = END_LR,
+    stop_factor: float = STOP_FACTOR,
+) -> tuple[list[float], list[float]]:
+    """Train at exponentially rising rates; returns the rates and the smoothed losses, at most `steps` of each.
 
+    It ends with the first loss that is more than `stop_factor` times the best or no number, which is still returned. On
+    a model that is needed later, run it within `restored`.
 
-def suggestions(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Fastai's three: `minimum` (a tenth of the rate of the lowest loss), `steep`, `valley`; none for a short curve."""
-    if len(losses) < 3:
-        return {}
-    steepest = int(np.argmin(np.diff(losses) / np.diff(np.log(lrs))))
-    return {
-        "minimum": float(lrs[np.argmin(losses)]) / 10,
-        "steep": float(lrs[steepest]),
-        "valley": float(lrs[valley(losses)]),
-    }
-
-
-def valley(losses: npt.NDArray[np.float64]) -> int:
-    """A point half-way down the longest falling part of the curve: fastai's `valley`."""
-    end, length = longest_decrease(losses)
-    start = end - length if length > 1 else end
-    third = (end - start) / 3
-    return max(0, start + int(third) + int(third / 2))
-
-
-def longest_decrease(values: npt.NDArray[np.float64]) -> tuple[int, int]:
-    """Last index and length of the longest strictly decreasing subsequence; of equally long ones the first."""
-    lengths = np.ones(len(values), np.int64)
-    for end in range(1, len(values)):
-        lengths[end] += lengths[:end][values[:end] > values[end]].max(initial=0)
-    end = int(np.argmax(lengths))
-    return end, int(lengths[end])
-
-
-def consensus(found: dict[str, float]) -> tuple[float, bool]:
-    """The median of the plausible suggestions on a log scale, and whether the fallback had to stand in.
-
-    One method fooled by a spike is outvoted; each alone returns garbage on some backbone of the paper.
+    Args:
+        step: does one training step at a learning rate and returns the loss before it.
+        steps: how many there are at most; rates are start_lr · (end_lr / start_lr)^(i / steps).
+        start_lr: the first rate.
+        end_lr: the rate that the step after the last would have.
+        stop_factor: inf never stops but at a loss that is no number.
     """
-    low, high = PLAUSIBLE_LR
-    plausible = [math.log(lr) for lr in found.values() if low <= lr <= high]
-    if not plausible:
-        return FALLBACK_LR, True
-    return math.exp(float(np.median(plausible))), False
+    lrs: list[float] = []
+    losses: list[float] = []
+    running, best = torch.zeros(()), math.inf  # float32 and `lerp` as fastai's, to the same bits
+    for index in range(steps):
+        lrs.append(start_lr * (end_lr / start_lr) ** (index / steps))
+        running = torch.lerp(torch.tensor(step(lrs[-1]), dtype=torch.float32), running, SMOOTHING)
+        losses.append(float(running / (1 - SMOOTHING ** (index + 1))))
+        best = min(best, losses[-1])
+        if math.isnan(losses[-1]) or losses[-1] > stop_factor * best:
+            break
+    return lrs, losses
+
+
+def read_curve(config: InputConfig, lrs: Sequence[float], losses: Sequence[float], steps: int) -> LrCurve:
+    """The finite part of a curve, with fastai's suggestions and the consensus or the fallback."""
+    lr = consensus(lrs, losses, steps)
+    points = [(rate, loss) for rate, loss in zip(lrs, losses, strict=True) if math.isfinite(loss)]
+    return LrCurve(
+        config=config,
+        lrs=[rate for rate, _ in points],
+        losses=[loss for _, loss in points],
+        suggestions=suggestions(lrs, losses, steps),
+        lr=FALLBACK_LR if lr is None else lr,
+        guarded=lr is None,
+    )
