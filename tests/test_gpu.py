@@ -10,6 +10,7 @@ from slice_sets import make_slices, split_of
 
 from ichsearch.data.batches import Batches, Recipe
 from ichsearch.data.channels import Channels
+from ichsearch.data.held import HostPixels, ResidentPixels
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
 from ichsearch.train.lr_finder import find_lr
 from ichsearch.train.setup import parts_of
@@ -27,9 +28,30 @@ def test_a_trial_learns_on_the_gpu_and_keeps_its_slices_there(tmp_path: Path) ->
     split, cuda = split_of(slices), torch.device("cuda")
     config = TrialConfig(backbone="resnet10t", batch_size=16, size=32, channels="hu", augment=0.5, lr=5e-3, epochs=6)
     batches: Batches = Batches(slices, parts_of(slices, split, 0.0).train, config.recipe, cuda)
-    assert isinstance(batches._hu, torch.Tensor)
-    assert batches._hu.is_cuda
+    assert isinstance(batches._pixels, ResidentPixels)
+    assert batches._pixels.gather(np.arange(2)).is_cuda
     assert run_trial(config, slices, split, tmp_path).score > 0.9
+
+
+def test_slices_copied_from_the_host_and_slices_on_the_gpu_are_the_same() -> None:
+    slices = make_slices(patients=8, slices=16, size=256)
+    cuda = torch.device("cuda")
+    copied, resident = (kind(slices.hu, slices.neighbours, cuda) for kind in (HostPixels, ResidentPixels))
+    batches = [np.random.default_rng(number).permutation(128)[:64] for number in range(20)]
+    sums = [copied.gather(chosen).sum(dtype=torch.int64) for chosen in batches]  # nothing waits for a copy in between
+    assert [int(total) for total in sums] == [int(resident.gather(chosen).sum(dtype=torch.int64)) for chosen in batches]
+    for chosen in batches:
+        assert torch.equal(copied.gather(chosen), resident.gather(chosen))
+
+
+@pytest.mark.parametrize("channels", ["hu", "windows", "neighbours", "hist"])
+def test_inputs_made_on_the_gpu_are_those_of_the_cpu(channels: Channels) -> None:
+    slices = make_slices(patients=8, slices=8, size=64)
+    recipe = Recipe(16, channels)
+    on_gpu, on_cpu = (Batches(slices, np.arange(64), recipe, torch.device(kind)) for kind in ("cuda", "cpu"))
+    for (inputs, labels), (expected, expected_labels) in zip(on_gpu.train(0), on_cpu.train(0), strict=True):
+        torch.testing.assert_close(inputs.cpu(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(labels.cpu(), expected_labels, rtol=0, atol=0)
 
 
 def test_the_lr_finder_suggests_the_same_twice() -> None:
@@ -73,13 +95,3 @@ def test_too_little_memory_for_one_slice_is_a_reason_not_a_crash(tmp_path: Path)
             run_trial(config, slices, split_of(slices), tmp_path)
     finally:
         limited(1.0)
-
-
-@pytest.mark.parametrize("channels", ["hu", "windows", "neighbours", "hist"])
-def test_batches_are_the_same_on_the_gpu_and_on_the_cpu(channels: Channels) -> None:
-    slices = make_slices(patients=10, slices=6, size=64)
-    rows, recipe = np.arange(len(slices.table)), Recipe(batch_size=16, channels=channels)
-    on_gpu = Batches(slices, rows, recipe, torch.device("cuda")).evaluate()
-    on_cpu = Batches(slices, rows, recipe, torch.device("cpu")).evaluate()
-    for ours, expected in zip(on_gpu, on_cpu, strict=True):
-        torch.testing.assert_close(ours.cpu(), expected, rtol=1e-4, atol=1e-4)

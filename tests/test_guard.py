@@ -30,7 +30,9 @@ def test_a_loss_that_is_no_number_ends_a_trial_within_a_few_steps(bad: float) ->
 
 
 def test_a_loss_above_ten_times_its_start_for_fifty_steps_has_diverged() -> None:
-    assert 10 + DIVERGED_STEPS <= feed(LossGuard(), *[0.7] * 10, *[7.1] * 100) <= 10 + DIVERGED_STEPS + STEPS_BETWEEN_LOOKS
+    assert (
+        10 + DIVERGED_STEPS <= feed(LossGuard(), *[0.7] * 10, *[7.1] * 100) <= 10 + DIVERGED_STEPS + STEPS_BETWEEN_LOOKS
+    )
 
 
 @pytest.mark.parametrize("losses", [[0.7, *[6.9] * 200], [0.7, *([9.0] * 49 + [0.7]) * 5], [0.7] * 200])

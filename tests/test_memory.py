@@ -27,7 +27,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ICHSEARCH_CACHE", str(tmp_path))
 
 
-@pytest.mark.parametrize(("fits", "tried"), [(32, [32]), (31, [32, 16]), (5, [32, 16, 8, 4]), (1, [32, 16, 8, 4, 2, 1])])
+@pytest.mark.parametrize(
+    ("fits", "tried"), [(32, [32]), (31, [32, 16]), (5, [32, 16, 8, 4]), (1, [32, 16, 8, 4, 2, 1])]
+)
 def test_the_micro_batch_is_halved_until_it_fits(fits: int, tried: list[int]) -> None:
     machine, micro = Machine(fits), MicroBatch(32)
     assert micro.run(machine.train) == micro.size == tried[-1]

@@ -5,7 +5,6 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import torch
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score, roc_curve
 
@@ -22,7 +21,6 @@ from ichsearch.train.metrics import (
     score,
     slice_losses,
 )
-from ichsearch.train.setup import weighted_loss
 
 LABEL_SETS = (("any",), LABELS, SUBTYPES)
 
@@ -117,13 +115,6 @@ def test_the_log_loss_is_that_of_scikit_learn_with_any_counted_twice() -> None:
     alone = score(truth[:, 5:], probabilities[:, 5:], ("any",), patients)["log_loss"]
     assert alone == pytest.approx(columns[5], rel=1e-6)
     assert dict(zip(LABELS, LOSS_WEIGHTS, strict=True))["any"] == 2
-
-
-def test_the_log_loss_is_the_loss_that_is_trained() -> None:
-    truth = draw(3, slices=50)[0]
-    logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    trained = float(weighted_loss(logits, torch.from_numpy(truth)))
-    assert slice_losses(truth, logits.sigmoid().numpy(), LABELS).mean() == pytest.approx(trained, rel=1e-5)
 
 
 def test_certain_and_wrong_is_finite() -> None:

@@ -85,7 +85,9 @@ def test_a_step_that_does_not_fit_gives_the_gradient_of_the_whole_batch() -> Non
     model = Greedy(make_model(), fits=4)
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), LAYER_GROUP: 0}], lr=1.0)
     inputs, labels = make_batch()
-    stepper = Stepper(model, optimizer, make_loss(LABELS, labels, balanced=False, smoothing=0.0), micro=MicroBatch(BATCH))
+    stepper = Stepper(
+        model, optimizer, make_loss(LABELS, labels, balanced=False, smoothing=0.0), micro=MicroBatch(BATCH)
+    )
     assert float(stepper.step(inputs, labels)) == pytest.approx(loss, rel=1e-5)
     assert stepper.micro.size == 3
     torch.testing.assert_close(moved(model.model), moved(whole), rtol=1e-4, atol=1e-7)

@@ -98,7 +98,14 @@ class RunFolder:
 
 def curve_name(config: InputConfig) -> str:
     """File name of the LR finder's curve for a configuration."""
-    parts = [config.backbone, f"batch{config.batch_size}", f"{config.size}px", config.channels, config.head, config.task]
+    parts = [
+        config.backbone,
+        f"batch{config.batch_size}",
+        f"{config.size}px",
+        config.channels,
+        config.head,
+        config.task,
+    ]
     return f"{'-'.join(parts)}.json"
 
 

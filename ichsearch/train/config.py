@@ -9,8 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from ichsearch.data.augment import Augmentation, Kind
 from ichsearch.data.batches import Recipe
-from ichsearch.data.sampling import Sampler
 from ichsearch.data.channels import Channels
+from ichsearch.data.sampling import Sampler
 from ichsearch.data.tasks import Task, task_labels
 from ichsearch.model.heads import Head
 from ichsearch.train.metrics import Metric, is_defined
@@ -19,10 +19,11 @@ MIN_LR: Final = 1e-7
 PAPERS_AUGMENTATIONS: Final = "flip+rotation+blur"
 
 
-
 def _known_kinds(value: str) -> str:
     if unknown := sorted(set(value.split("+")) - set(get_args(Kind))):
-        raise ValueError(f"augmentations must be of {', '.join(get_args(Kind))}, joined by +, but {unknown[0]!r} is none")
+        raise ValueError(
+            f"augmentations must be of {', '.join(get_args(Kind))}, joined by +, but {unknown[0]!r} is none"
+        )
     return value
 
 

@@ -18,15 +18,14 @@ from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import Split
 from ichsearch.train.config import InputConfig
 from ichsearch.train.lr_suggestions import SMOOTHING, consensus, suggestions
-from ichsearch.train.setup import make_batches, make_model, make_optimizer, parts_of, pick_device, train_step
-from ichsearch.train.trial import set_momentum
+from ichsearch.train.optimizer import MOMENTUM, set_step
+from ichsearch.train.schedule import GROUPS
+from ichsearch.train.setup import make_training, parts_of, pick_device
 
 START_LR: Final = 1e-7
 END_LR: Final = 10.0
 STEPS: Final = 100
 STOP_FACTOR: Final = 4.0
-MOMENTUM: Final = 0.9
-"""Adam's usual one throughout, as in fastai: the one-cycle's belongs to the one-cycle."""
 FALLBACK_LR: Final = 1e-3
 """AdamW's usual rate, for a curve that suggests nothing plausible."""
 
@@ -59,12 +58,16 @@ def find_lr(
 ) -> LrCurve:
     """Run the range test on a model of its own, which is thrown away; a trial's state is never touched."""
     device = device or pick_device()
-    batches = _endless(make_batches(slices, parts_of(slices, split, config.min_brain).train, config, device))
-    model = make_model(config, weights, device).train()
-    optimizer = make_optimizer(model, config)
-    set_momentum(optimizer, MOMENTUM)
-    lrs, losses = range_test(lambda lr: float(train_step(model, optimizer, *next(batches), lr)), steps)
-    return read_curve(config, lrs, losses, steps)
+    rows = parts_of(slices, split, config.min_brain, config.task).train
+    training = make_training(config, slices, rows, weights, device)
+    training.model.train()
+    batches = _endless(training.batches)
+
+    def step(lr: float) -> float:
+        set_step(training.optimizer, (lr,) * GROUPS, MOMENTUM)  # Adam's usual one, as in fastai: no cycle yet
+        return float(training.stepper.step(*next(batches)))
+
+    return read_curve(config, *range_test(step, steps), steps)
 
 
 def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
