@@ -20,7 +20,7 @@ FEWEST_POINTS: Final = 8
 SLIDE_POINTS: Final = 15
 SLIDE_THRESHOLD: Final = 0.005
 HIGH: Final = 10.0
-"""A loss so many typical differences above its neighbourhood is more than noise."""
+"""A loss so many typical differences above the lowest before it has risen by more than noise."""
 LEAST_FALL: Final = 0.01
 """A loss that falls by less than this share of itself has learnt nothing at any rate."""
 
@@ -160,5 +160,6 @@ def typical_difference(raw: npt.NDArray[np.float64]) -> float:
 
 
 def _diverges(raw: npt.NDArray[np.float64]) -> bool:
-    """Whether one of the last five losses is high already: then it was not one wild loss that ended the curve."""
-    return bool(raw[-5:].max() > np.median(raw[-8:]) + HIGH * typical_difference(raw))
+    """Whether one of the last five losses has risen far already: then it was not one wild loss that ended the curve."""
+    risen = raw - np.minimum.accumulate(raw)
+    return bool(risen[-5:].max() > HIGH * typical_difference(raw))
