@@ -26,7 +26,7 @@ from ichsearch.report.bootstrap import (
     patient_auroc_interval,
     weighted_auroc,
 )
-from ichsearch.report.leaderboard import COLUMNS, as_cell, read_leaderboard, write_leaderboard
+from ichsearch.report.leaderboard import COLUMNS, METRICS, as_cell, read_leaderboard, write_leaderboard
 from ichsearch.report.lr_plot import draw_curve
 from ichsearch.report.summary import summarise, summary_text
 from ichsearch.search.run_folder import RunFolder, TrialRecord
@@ -40,8 +40,11 @@ STABLE_COLUMNS = (
     "rank,trial,status,reason,metric,score,log_loss,accuracy_multi,auroc_epidural,auroc_intraparenchymal,"
     "auroc_intraventricular,auroc_subarachnoid,auroc_subdural,auroc_any,average_precision_epidural,"
     "average_precision_intraparenchymal,average_precision_intraventricular,average_precision_subarachnoid,"
-    "average_precision_subdural,average_precision_any,backbone,batch_size,size,channels,augment,min_brain,weight_decay,lr,"
-    "lr_factor,lr_suggestion,weights,epochs,best_epoch,seconds,images_per_s,parameters_m,checkpoint"
+    "average_precision_subdural,average_precision_any,sensitivity_at_90_any,sensitivity_at_95_any,"
+    "patient_sensitivity_at_90_any,patient_sensitivity_at_95_any,calibration_error_any,patient_auroc_any,auroc_mean,"
+    "patient_auroc_mean,task,backbone,batch_size,size,channels,head,augment,augmentations,min_brain,imbalance,"
+    "label_smoothing,weight_decay,clip_norm,precision,schedule,rise,start_divisor,end_divisor,lr_spread,frozen_epochs,lr,"
+    "lr_factor,lr_suggestion,weights,epochs,best_epoch,seconds,images_per_s,micro_batch,parameters_m,checkpoint"
 )
 
 
@@ -69,8 +72,8 @@ def add_trial(
         )
     )
     if value is not None:
-        metrics = scores or dict.fromkeys(STABLE_COLUMNS.split(",")[6:20], 0.5) | {metric: value}
-        result = TrialResult(value, 2, metrics, seconds=12.3456, images_per_s=100.0, parameters_m=11.2)
+        metrics = scores or dict.fromkeys(METRICS, 0.5) | {metric: value}
+        result = TrialResult(value, 2, metrics, seconds=12.3456, images_per_s=100.0, parameters_m=11.2, micro_batch=16)
         write_json(folder.trial(name) / "metrics.json", {"epochs": [], "result": result.__dict__})
 
 
@@ -364,12 +367,12 @@ def test_the_summary_sets_the_best_trial_beside_the_position(
     predictions.to_parquet(folder.trial("best") / "predictions.parquet")
 
     summary = summarise(folder, tmp_path / "shards")
-    assert (summary.trial, summary.auroc_any, summary.slices) == ("best", 1.0, len(truth))
+    assert (summary.trial, summary.auroc, summary.slices) == ("best", 1.0, len(truth))
     assert summary.patients == table["patient"].nunique()
     position = as_slice_set(rows, 32).relative_position
     baseline = position_baseline(position[parts.train], slices.labels[parts.train], position[parts.validation])
     expected = roc_auc_score(truth[:, 5], baseline[:, 5])
-    assert summary.position_auroc_any == pytest.approx(expected)
+    assert summary.position_auroc == pytest.approx(expected)
     assert summary.difference.value == pytest.approx(1 - expected)
     assert (folder.root / "summary.json").is_file()
     assert "it beats a rule that sees no image" in summary_text(summary)

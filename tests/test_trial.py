@@ -177,7 +177,7 @@ def test_a_trial_interrupted_between_epochs_ends_with_the_same_bits(
     assert_same_end(tmp_path, result, whole)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 7, 8, 12])
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 8])
 def test_a_trial_interrupted_within_an_epoch_ends_with_the_same_bits(
     whole: Whole, slices: SliceSet, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
@@ -366,7 +366,7 @@ def test_a_frozen_body_stays_and_its_norms_and_head_move(slices: SliceSet, split
         run_trial(config, slices, split, tmp_path, device=CPU, on_epoch=keep, checkpoint_every_s=0)
     moved = {name for name, value in seen[0].items() if not torch.equal(value, start[name])}
     assert {"fc.weight", "fc.bias", "bn1.weight", "bn1.running_mean"} <= moved
-    assert not {name for name in moved if "conv" in name}
+    assert not {name for name in moved if start[name].ndim == 4}
 
 
 def test_the_seed_decides_the_random_weights() -> None:

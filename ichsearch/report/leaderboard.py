@@ -19,10 +19,17 @@ METRICS: Final = (
     "accuracy_multi",
     *(f"auroc_{label}" for label in LABELS),
     *(f"average_precision_{label}" for label in LABELS),
+    *(f"{level}{name}_any" for level in ("", "patient_") for name in ("sensitivity_at_90", "sensitivity_at_95")),
+    "calibration_error_any",
+    "patient_auroc_any",
+    "auroc_mean",
+    "patient_auroc_mean",
 )
+"""Of those that a trial is judged by; the others stand in its metrics.json."""
 COLUMNS: Final = (
-    "rank", "trial", "status", "reason", "metric", "score", *METRICS, *SEARCHED, "lr_factor", "lr_suggestion",
-    "weights", "epochs", "best_epoch", "seconds", "images_per_s", "parameters_m", "checkpoint",
+    "rank", "trial", "status", "reason", "metric", "score", *METRICS, "task", *SEARCHED, "lr_factor", "lr_suggestion",
+    "weights", "epochs", "best_epoch", "seconds", "images_per_s", "micro_batch",
+    "parameters_m", "checkpoint",
 )  # fmt: skip
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -50,7 +57,7 @@ def _row(record: TrialRecord, result: TrialResult | None) -> dict[str, Any]:
         "reason": as_cell(record.reason),
         "metric": record.config["metric"],
         "score": None,
-        **{name: record.config[name] for name in SEARCHED},
+        **{name: record.config[name] for name in ("task", *SEARCHED)},
         "lr_factor": record.parameters.get("lr_factor"),
         "lr_suggestion": record.lr_suggestion,
         "weights": as_cell(record.weights),
@@ -64,7 +71,8 @@ def _row(record: TrialRecord, result: TrialResult | None) -> dict[str, Any]:
             "images_per_s": round(result.images_per_s, 2),
             "parameters_m": round(result.parameters_m, 4),
             "checkpoint": f"trials/{record.trial}/weights.safetensors",
-            **result.metrics,
+            "micro_batch": result.micro_batch,
+            **{name: value for name, value in result.metrics.items() if name in METRICS},
         }
     return row
 

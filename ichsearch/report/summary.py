@@ -4,21 +4,22 @@ In: a run folder and its shards. Out: `summary.json` and a few lines of text.
 """
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.split import Split
-from ichsearch.errors import NoTrialFinishedError
+from ichsearch.data.tasks import task_labels
+from ichsearch.errors import DataError, NoTrialFinishedError
 from ichsearch.files import read_json, write_json
 from ichsearch.labels import ANY, LABELS
 from ichsearch.report.baselines import position_baseline
-from ichsearch.report.bootstrap import Interval, auroc_difference
+from ichsearch.report.bootstrap import Interval, auroc_difference, auroc_interval
 from ichsearch.report.leaderboard import read_leaderboard
 from ichsearch.search.run_folder import RunFolder
-from ichsearch.train.metrics import FloatArray, score
+from ichsearch.train.metrics import FloatArray
 from ichsearch.train.setup import Parts, parts_of
 
 MIN_PATIENTS: Final = 8
@@ -30,8 +31,9 @@ class Summary(NamedTuple):
 
     trial: str
     backbone: str
-    auroc_any: float
-    position_auroc_any: float
+    label: str
+    auroc: float
+    position_auroc: float
     difference: Interval
     slices: int
     patients: int
@@ -46,20 +48,21 @@ def summarise(folder: RunFolder, shards: Path) -> Summary:
     best = finished.iloc[0]
     predictions = pd.read_parquet(folder.trial(best["trial"]) / "predictions.parquet")
     slices = open_slices(shards.resolve(), int(best["size"]))
-    parts = parts_of(slices, Split.model_validate(read_json(folder.split)), min_brain=0.0)
-    baseline = _position_probabilities(slices, parts)
-    truth, column = slices.labels[parts.validation], LABELS.index(ANY)
+    parts = parts_of(slices, Split.model_validate(read_json(folder.split)), min_brain=0.0, task=best["task"])
     assert predictions["slice"].tolist() == slices.table["slice"].iloc[parts.validation].tolist()
+    label = _judged_label(best)
+    column = LABELS.index(label)
+    truth, baseline = slices.labels[parts.validation][:, column], _position_probabilities(slices, parts)[:, column]
     patients = predictions["patient"].to_numpy(np.object_)
-    auroc = score(truth, baseline, LABELS, patients)[f"auroc_{ANY}"]
-    probabilities = predictions[f"probability_{ANY}"].to_numpy(np.float64)
-    difference = auroc_difference(truth[:, column], probabilities, baseline[:, column], patients)
-    assert auroc is not None and difference is not None, "the split guarantees slices of both kinds"
+    difference = auroc_difference(truth, predictions[f"probability_{label}"].to_numpy(np.float64), baseline, patients)
+    position = auroc_interval(truth, baseline, patients)
+    assert position is not None and difference is not None, "a label with a score has slices of both kinds"
     summary = Summary(
         trial=best["trial"],
         backbone=best["backbone"],
-        auroc_any=float(best[f"auroc_{ANY}"]),
-        position_auroc_any=auroc,
+        label=label,
+        auroc=float(best[f"auroc_{label}"]),
+        position_auroc=position.value,
         difference=difference,
         slices=len(predictions),
         patients=predictions["patient"].nunique(),
@@ -68,6 +71,16 @@ def summarise(folder: RunFolder, shards: Path) -> Summary:
     content = summary._asdict() | {"difference": summary.difference._asdict(), "interval_is_reliable": reliable}
     write_json(folder.root / "summary.json", content)
     return summary
+
+
+def _judged_label(best: "pd.Series[Any]") -> str:
+    """Any haemorrhage; of a task without it the label with the best score."""
+    if ANY in task_labels(best["task"]):
+        return ANY
+    scored = [label for label in task_labels(best["task"]) if pd.notna(best[f"auroc_{label}"])]
+    if not scored:
+        raise DataError("a summary needs a label of which the validation slices show both kinds; add labelled patients")
+    return max(scored, key=lambda label: float(best[f"auroc_{label}"]))
 
 
 def _position_probabilities(slices: SliceSet, parts: Parts) -> FloatArray:
@@ -85,10 +98,11 @@ def summary_text(summary: Summary) -> str:
         verdict = "beats a rule that sees no image"
     else:
         verdict = "is not shown to beat a rule that sees no image: more validation patients or better trials are needed"
+    what = "any haemorrhage" if summary.label == ANY else summary.label
     return (
-        f"best trial {summary.trial} ({summary.backbone}): AUROC for any haemorrhage {summary.auroc_any:.3f} on "
+        f"best trial {summary.trial} ({summary.backbone}): AUROC for {what} {summary.auroc:.3f} on "
         f"{summary.slices} validation slices of {summary.patients} patients\n"
-        f"slice position alone: {summary.position_auroc_any:.3f} · "
+        f"slice position alone: {summary.position_auroc:.3f} · "
         f"difference {summary.difference.value:+.3f}{interval}: it {verdict}\n"
         "chosen on these patients, so its score is optimistic; the test fold is untouched · not for clinical use"
     )
