@@ -250,7 +250,7 @@ def _peer_table(peers: Figures) -> Table:
 
 def _share_table(shares: Figures, setting: Figures) -> Table:
     columns = ("", "step, ms", "paper's three, ms", "% of a step", "all seven, %", "three by torch, %")
-    title = f"Share of a training step, batches of {setting['batch_size']} with {setting['channels']} input channels"
+    title = f"Share of a training step, batches of {setting['batch_size']}, input channels: {setting['channels']}"
     table = _table(title, *columns)
     for name, share in shares.items():
         percents = (share[f"{part}_percent"] for part in ("paper_kinds", "all_kinds", "paper_kinds_by_torch"))
