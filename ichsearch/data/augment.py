@@ -144,10 +144,16 @@ def apply(images: Tensor, drawn: Draw) -> Tensor:
     Returns:
         (B, K, S, S) float32 HU on the same device; `images` themselves if only the identity was drawn.
     """
-    images = warp(images, _maps(drawn), drawn.blur_of_side * images.shape[-1])
-    if drawn.noise_hu.any() or drawn.offset_hu.any() or (drawn.gain != 1).any():
-        images = _measured(images, drawn)
-    return _erased(images, drawn.erased) if drawn.erased.any() else images
+    result = warp(images, _maps(drawn), drawn.blur_of_side * images.shape[-1])
+    measures = bool(drawn.noise_hu.any() or drawn.offset_hu.any() or (drawn.gain != 1).any())
+    erases = bool(drawn.erased.any())
+    if result is images and (measures or erases):
+        result = images.clone()
+    if measures:
+        _measure(result, drawn)
+    if erases:
+        _erase(result, drawn.erased)
+    return result
 
 
 def _maps(drawn: Draw) -> Tensor:
@@ -160,21 +166,14 @@ def _maps(drawn: Draw) -> Tensor:
     return torch.cat([linear, -linear @ drawn.shift_of_side.double()[:, :, None]], dim=2)
 
 
-def _measured(images: Tensor, drawn: Draw) -> Tensor:
-    """Noise, then gain about water and offset, kept in the range that shards hold."""
-    noise_hu, gain, offset_hu = (
-        value.to(images.device)[:, None, None, None] for value in (drawn.noise_hu, drawn.gain, drawn.offset_hu)
-    )
+def _measure(images: Tensor, drawn: Draw) -> None:
+    """In place: noise, then gain about water and offset, kept in the range that shards hold."""
     if drawn.noise_hu.any():
-        images = torch.addcmul(images, _noise(images, drawn.noise_start), noise_hu)
-    return (images * gain).add_(offset_hu).clamp_(MIN_HU, MAX_HU)
-
-
-def _noise(images: Tensor, starts: Tensor) -> Tensor:
-    """White noise of deviation 1 in the form of `images`: each image's stretch of the table."""
-    values = images[0].numel()
-    table = _noise_table(values, images.device)
-    return torch.stack([table[start : start + values] for start in starts.tolist()]).view_as(images)
+        table = _noise_table(images[0].numel(), images.device)
+        for image, start, noise_hu in zip(images, drawn.noise_start.tolist(), drawn.noise_hu.tolist(), strict=True):
+            image.add_(table[start : start + image.numel()].view_as(image), alpha=noise_hu)
+    gain, offset_hu = (value.to(images.device)[:, None, None, None] for value in (drawn.gain, drawn.offset_hu))
+    images.mul_(gain).add_(offset_hu).clamp_(MIN_HU, MAX_HU)
 
 
 @lru_cache(maxsize=2)
@@ -186,10 +185,9 @@ def _noise_table(values: int, device: torch.device) -> Tensor:
     return torch.randn(NOISE_STARTS + values, generator=torch.Generator().manual_seed(0)).to(device)
 
 
-def _erased(images: Tensor, rectangles: Tensor) -> Tensor:
-    side = images.shape[-1]
-    start, extent = rectangles[:, :2], rectangles[:, 2:]
-    first, last = ((edge * side).round().to(images.device)[:, :, None] for edge in (start, start + extent))
-    place = torch.arange(side, device=images.device)
-    columns, rows = ((place >= first) & (place < last)).unbind(dim=1)  # (B, S) each
-    return images.masked_fill((rows[:, :, None] & columns[:, None])[:, None], AIR_HU)
+def _erase(images: Tensor, rectangles: Tensor) -> None:
+    """In place: air in each image's rectangle."""
+    corners = torch.cat([rectangles[:, :2], rectangles[:, :2] + rectangles[:, 2:]], dim=1)
+    edges_px = (corners * images.shape[-1]).round().int().tolist()
+    for image, (left, top, right, bottom) in zip(images, edges_px, strict=True):
+        image[:, top:bottom, left:right] = AIR_HU

@@ -1,7 +1,7 @@
 """Images moved and blurred: by OpenCV, image after image, on a CPU; by torch, the batch at once, on a GPU.
 
 In: (B, K, S, S) float32 images, an affine map and a blur's sigma for each. Out: images of the same form. Both ways
-interpolate bilinearly, repeat the border outwards and use the same Gaussian; on a CPU OpenCV takes an eighth of torch's
+interpolate bilinearly, repeat the border outwards and use the same Gaussian; on a CPU OpenCV takes a fifth of torch's
 time (`tests/benchmarks/augmentation.py`).
 """
 

@@ -1,6 +1,6 @@
 """Augmentation on one core: its share of a training step, its speed beside its peers; on demand, no test.
 
-    python tests/benchmarks/augmentation.py [--batch-size 16] [--rounds 5] [--backbones alexnet ...]
+    python tests/benchmarks/augmentation.py [--batch-size 16] [--channels 1] [--rounds 5] [--backbones ...]
 
 In: random images of 256², flip, ±15° and blur on every one. Out: tables, and as the last line all their figures as one
 JSON object. Needs the extra `bench`.
@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any, Final
 
 import timm
@@ -40,8 +40,6 @@ from ichsearch.data.warp import gaussian_taps, warp_by_batch
 from ichsearch.labels import LABELS
 
 SIDE: Final = 256
-CHANNELS: Final = 1
-"""One, as a step is then shortest."""
 PAPER: Final = ("alexnet", "resnet18", "resnet50", "densenet121", "resnet101")
 BLUR_TAPS: Final = 13
 SIGMAS_PX: Final = (0.1, 2.0)
@@ -62,7 +60,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of kornia's import
     figures: Figures = {
         "peers": _peers(options.rounds),
-        "share_of_step": {name: _share(name, options.batch_size, options.rounds) for name in options.backbones},
+        "share_of_step": {name: _share(name, options) for name in options.backbones},
         "setting": _setting(options),
     }
     _show(figures)
@@ -72,6 +70,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Augmentation on one core: its share of a step, and its speed.")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="3: neighbouring slices")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backbones", nargs="+", default=PAPER, choices=PAPER)
     return parser.parse_args()
@@ -82,6 +81,7 @@ def _setting(options: argparse.Namespace) -> Figures:
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return {
         "batch_size": options.batch_size,
+        "channels": options.channels,
         "rounds": options.rounds,
         "cpu": cpu,
         "load_average": round(os.getloadavg()[0], 2),
@@ -89,32 +89,31 @@ def _setting(options: argparse.Namespace) -> Figures:
     }
 
 
-def _images(number: int) -> Tensor:
-    """(number, CHANNELS, SIDE, SIDE) HU of a soft-edged head with noise."""
+def _images(number: int, channels: int) -> Tensor:
+    """(number, channels, SIDE, SIDE) HU of a soft-edged head with noise."""
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, SIDE)] * 2, indexing="ij")
     head = torch.sigmoid((0.8 - (x**2 + y**2).sqrt()) * 50) * 1040 - 1000
-    return head + 5 * torch.randn(number, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    return head + 5 * torch.randn(number, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 
-def _share(name: str, batch_size: int, rounds: int) -> Figures:
+def _share(name: str, options: argparse.Namespace) -> Figures:
     """Milliseconds of a step and of a batch's augmentation, in turn; one round more, the first, warms up."""
-    images, generator = _images(batch_size), torch.Generator().manual_seed(0)
+    images, generator = _images(options.batch_size, options.channels), torch.Generator().manual_seed(0)
     work: dict[str, Callable[[], object]] = {
-        "step": _training_step(name, batch_size),
+        "step": _training_step(name, torch.randn_like(images)),
         "paper_kinds": _ours(images),
-        "all_kinds": lambda: apply(images, draw(batch_size, ALL_KINDS, generator)),
+        "all_kinds": lambda: apply(images, draw(len(images), ALL_KINDS, generator)),
         "paper_kinds_by_torch": _torch_batch(images),
     }
-    seconds = _interleaved(work, rounds)
+    seconds = _interleaved(work, options.rounds)
     shares = {f"{part}_percent": _ratio(seconds[part], seconds["step"], 100) for part in work if part != "step"}
     return {f"{part}_ms": _spread([1000 * value for value in values]) for part, values in seconds.items()} | shares
 
 
-def _training_step(name: str, batch_size: int) -> Callable[[], None]:
+def _training_step(name: str, inputs: Tensor) -> Callable[[], None]:
     """Forward, backward and optimizer, weights random."""
-    inputs = torch.randn(batch_size, CHANNELS, SIDE, SIDE)
-    labels = torch.rand(batch_size, len(LABELS)).round()
-    model = _model(name).train()
+    labels = torch.rand(len(inputs), len(LABELS)).round()
+    model = _model(name, inputs.shape[1]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -125,18 +124,18 @@ def _training_step(name: str, batch_size: int) -> Callable[[], None]:
     return step
 
 
-def _model(name: str) -> nn.Module:
+def _model(name: str, channels: int) -> nn.Module:
     if name != "alexnet":
-        model: nn.Module = timm.create_model(name, in_chans=CHANNELS, num_classes=len(LABELS))
+        model: nn.Module = timm.create_model(name, in_chans=channels, num_classes=len(LABELS))
         return model
     model = alexnet(num_classes=len(LABELS))
-    model.features[0] = nn.Conv2d(CHANNELS, 64, kernel_size=11, stride=4, padding=2)
+    model.features[0] = nn.Conv2d(channels, 64, kernel_size=11, stride=4, padding=2)
     return model
 
 
 def _peers(rounds: int) -> Figures:
     """Images a second of ours and of each peer, and ours over it."""
-    images = _images(PEER_IMAGES)
+    images = _images(PEER_IMAGES, 1)
     seconds = _interleaved(
         {
             "ichsearch": _ours(images),
@@ -208,14 +207,14 @@ def _torchvision_pil(images: Tensor) -> Callable[[], object]:
 
 
 def _interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, round by round."""
+    """Seconds of each, round by round: of this process's time, as others on the core would stretch long work most."""
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 1):
         for name, run in work.items():
-            start = perf_counter()
+            start = process_time()
             run()
             if number:
-                seconds[name].append(perf_counter() - start)
+                seconds[name].append(process_time() - start)
     return dict(seconds)
 
 
@@ -238,8 +237,8 @@ def _show(figures: Figures) -> None:
     console.print(", ".join(f"{name} {number}" for name, number in setting["versions"].items()))
     console.print(_peer_table(figures["peers"]))
     console.print("Every image flipped with chance ½, turned within ±15° and blurred by a sigma of up to 2 px.")
-    console.print(_share_table(figures["share_of_step"], setting["batch_size"]))
-    console.print("A step is forward, backward and AdamW, one input channel. Kinds at strength 1, drawing included.")
+    console.print(_share_table(figures["share_of_step"], setting))
+    console.print("A step is forward, backward and AdamW. Strength 1, drawing included. Times are the process's.")
 
 
 def _peer_table(peers: Figures) -> Table:
@@ -249,9 +248,10 @@ def _peer_table(peers: Figures) -> Table:
     return table
 
 
-def _share_table(shares: Figures, batch_size: int) -> Table:
-    columns = ("", "step, ms", "flip, rotation, blur: ms", "% of a step", "all kinds: %", "the three by torch: %")
-    table = _table(f"Share of a training step, batches of {batch_size}", *columns)
+def _share_table(shares: Figures, setting: Figures) -> Table:
+    columns = ("", "step, ms", "paper's three, ms", "% of a step", "all seven, %", "three by torch, %")
+    title = f"Share of a training step, batches of {setting['batch_size']}, input channels: {setting['channels']}"
+    table = _table(title, *columns)
     for name, share in shares.items():
         percents = (share[f"{part}_percent"] for part in ("paper_kinds", "all_kinds", "paper_kinds_by_torch"))
         table.add_row(
