@@ -80,7 +80,10 @@ def _half_of_stages(backbone: nn.Module, names: list[str]) -> set[str]:
     matcher: Any = getattr(backbone, "group_matcher", None)
     if matcher is None:
         return set()
-    stage_of = group_parameters(backbone, matcher(coarse=True), reverse=True)
+    try:
+        stage_of = group_parameters(backbone, matcher(coarse=True), reverse=True)
+    except AssertionError:  # timm's RDNet knows no stages
+        return set()
     stages = sorted({stage_of[name] for name in names})
     early = stages[: 1 + (len(stages) - 1) // 2]
     return {name for name in names if stage_of[name] in early}
