@@ -242,8 +242,9 @@ def test_slices_are_as_often_positive_as_in_rsna(hard_labels: NDArray[np.float64
 
 def test_an_even_position_tells_nothing(hard_labels: NDArray[np.float64]) -> None:
     assert 0.45 <= position_auroc(hard_labels) <= 0.55
-    first_middle_last = hard_labels[:, [0, 2, 3, 5], 5].mean(axis=0)
-    assert first_middle_last.min() > 0.75 * first_middle_last.max()
+    rate = hard_labels[..., 5].mean(axis=0)
+    error = np.sqrt(rate.mean() * (1 - rate.mean()) / len(hard_labels))
+    assert (np.abs(rate - rate.mean()) < 3 * error).all(), rate
 
 
 @pytest.mark.slow
@@ -273,7 +274,7 @@ def single_number_aurocs(design: Design) -> tuple[float, float]:
 
 def test_single_numbers_tell_less_of_hard_slices() -> None:
     plain, hard = single_number_aurocs(Design(even_position=True)), single_number_aurocs(Design(True, "half", True))
-    assert max(hard) < 0.7
+    assert max(hard) < 0.75
     assert all(hard_one < plain_one - 0.1 for hard_one, plain_one in zip(hard, plain, strict=True))
 
 
