@@ -227,7 +227,7 @@ def lr_find(
     backbone: Annotated[str, typer.Option(help="alexnet or any model of timm.")],
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
     size: Annotated[int, typer.Option(min=16)] = 256,
-    channels: Annotated[str, typer.Option(help="brain or windows.")] = "windows",
+    channels: Annotated[str, typer.Option(help="hu, windows, neighbours or hist.")] = "windows",
     steps: Annotated[int, typer.Option(min=20, help="Training steps from the lowest to the highest rate.")] = 100,
     folder: Annotated[Path, typer.Option("--out", help="Where the curve goes, as JSON and PNG.")] = Path("lr_finder"),
 ) -> None:

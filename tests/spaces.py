@@ -17,7 +17,7 @@ parameters:
       - if: {backbone: test_efficientnet}
         choice: [8]
   size: 32
-  channels: brain
+  channels: hu
   augment: {float: [0.0, 1.0]}
   lr: {factor: [0.3, 3.0]}
 """

@@ -126,9 +126,9 @@ def test_the_lr_finder_runs_once_per_backbone_batch_size_and_input(tmp_path: Pat
     space = load_space(write_space(tmp_path))
     found = [(config.backbone, config.batch_size, config.size, config.channels) for config in space.input_configs()]
     assert sorted(found) == [
-        ("test_efficientnet", 8, 32, "brain"),
-        ("test_resnet", 8, 32, "brain"),
-        ("test_resnet", 16, 32, "brain"),
+        ("test_efficientnet", 8, 32, "hu"),
+        ("test_resnet", 8, 32, "hu"),
+        ("test_resnet", 16, 32, "hu"),
     ]
 
 

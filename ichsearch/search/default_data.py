@@ -24,6 +24,9 @@ def phantom_shards(folder: Path, cohort: PhantomCohort, address: str | None, on_
             cohort.patients,
             cohort.slices,
             cohort.seed,
+            hard=cohort.hard,
+            prevalence=cohort.prevalence,
+            even_position=cohort.even_position,
             on_progress=lambda done, total: on_progress("phantom patients", done, total),
         )
     preprocess(files / "dicom", shards, labels=labels, address=address, on_progress=on_progress)

@@ -118,6 +118,11 @@ def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None
             raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")
         return
     slices = open_slices(data.resolve(), max(space.sizes()))
+    if "neighbours" in space.channels() and not slices.registered:
+        raise ConfigError(
+            "channels: neighbours needs slices that share their series' crop, but these were cropped one by one; "
+            "preprocess with --crop series, or choose other channels"
+        )
     if known:
         open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
     else:
@@ -129,7 +134,10 @@ def _prepare(
 ) -> tuple[dict[str, str], Assignment]:
     """Fetch the start weights, and decode the slices on every node that can run a trial."""
     source = Path(space.weights_folder) if space.weights_folder else None
-    weights = {name: obtain_weights(name, space.pretrained, folder.weights, source) for name in space.backbones()}
+    weights = {
+        name: obtain_weights(name, space.pretrained, folder.weights, source, space.sizes())
+        for name in space.backbones()
+    }
     origins = {name: start.origin for name, start in weights.items()}
     watchers.say(console.weights_summary(origins))
     for node in ray.nodes():

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Final, Literal, Self
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from ichsearch.data.channels import CHANNELS
 from ichsearch.data.tasks import Task, task_labels
 from ichsearch.errors import ConfigError
 from ichsearch.model.backbones import check_backbone
 from ichsearch.model.weights import Policy
+from ichsearch.phantom.design import Prevalence
 from ichsearch.search.domains import Choice, Constant, Factor, Parameter, Scalar, as_list
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.metrics import Metric, is_defined
@@ -53,6 +55,9 @@ class PhantomCohort(_Section):
     patients: int = Field(60, ge=5, le=10_000)
     slices: int = Field(16, ge=1, le=256, description="slices a patient")
     seed: int = 0
+    hard: bool = Field(False, description="subtle haemorrhages, and what misleads")
+    prevalence: Prevalence = "half"
+    even_position: bool = Field(False, description="a slice's position tells nothing of its label")
 
 
 class Space(_Section):
@@ -113,9 +118,15 @@ class Space(_Section):
     def _check_backbones(self) -> None:
         for backbone in self.backbones():
             try:
-                check_backbone(backbone, min(self.sizes()))
+                self._check_backbone(backbone)
             except ConfigError as error:
                 raise _rule(["parameters", "backbone"], str(error)) from None
+
+    def _check_backbone(self, backbone: str) -> None:
+        """Raises `ConfigError` if the backbone cannot see an input, or bear a head, that the space can propose."""
+        channels = {CHANNELS[name] for name in self._values("channels") or ["windows"]}
+        for size, number, head in product(self.sizes(), channels, self._values("head") or ["linear"]):
+            check_backbone(backbone, size, channels=number, head=head)
 
     def _check_conditions(self, name: str, parameter: Parameter) -> None:
         for case in parameter.when:
@@ -168,6 +179,10 @@ class Space(_Section):
     def sizes(self) -> list[int]:
         """Every image size that the space can propose."""
         return sorted({int(value) for value in self._values("size")})
+
+    def channels(self) -> list[str]:
+        """Every kind of channels that the space can propose."""
+        return self._values("channels")
 
     def backbones(self) -> list[str]:
         """Every backbone that the space can propose, in the file's order."""
