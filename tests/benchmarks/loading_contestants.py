@@ -117,7 +117,7 @@ def ray_data(data: Data) -> Epoch:
     import ray  # noqa: PLC0415
 
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     shards = ray.data.read_parquet([str(path) for path in sorted(data.shards.glob("*.parquet"))], columns=["hu"])
     images = shards.map_batches(_unpacked, batch_size=BATCH)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from slice_sets import make_rows, write_shards
+from slice_sets import make_rows, make_slices, write_shards
 
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.dicom.windows import BONE, BRAIN, SUBDURAL
@@ -37,6 +37,11 @@ class Data(NamedTuple):
     def open(self) -> SliceSet:
         """The slices as ichsearch opens them."""
         return open_slices(self.shards, SIZE, self.cache)
+
+
+def in_memory(slices: int) -> SliceSet:
+    """A few slices of the same kind without files."""
+    return make_slices(patients=1, slices=slices, size=SIZE)
 
 
 def write_data(work: Path, slices: int) -> Data:
