@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, binary_fill_holes, uniform_filter
 from sklearn.metrics import roc_auc_score
 
+from ichsearch.cli import main
 from ichsearch.errors import ConfigError
 from ichsearch.labels import LABELS, SUBTYPES
 from ichsearch.phantom import CohortSummary, write_cohort
@@ -101,6 +102,17 @@ def test_the_same_arguments_give_the_same_bytes_whatever_the_workers(tmp_path: P
 def test_so_do_the_same_options(tmp_path: Path) -> None:
     write_cohort(tmp_path / "one", 3, 2, 7, hard=True, prevalence="rsna", even_position=True, matrix=64, workers=1)
     write_cohort(tmp_path / "two", 3, 2, 7, hard=True, prevalence="rsna", even_position=True, matrix=64, workers=2)
+    assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "two")
+
+
+def test_the_command_hands_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = ["--patients", "1", "--slices", "2", "--seed", "3"]
+    options = ["--hard", "--prevalence", "rsna", "--even-position"]
+    monkeypatch.setattr("sys.argv", ["ichsearch", "phantom", str(tmp_path / "one"), *numbers, *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    write_cohort(tmp_path / "two", 1, 2, 3, hard=True, prevalence="rsna", even_position=True, workers=1)
     assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "two")
 
 

@@ -32,9 +32,9 @@ class Mix:
 # intraparenchymal 4.8, intraventricular 3.5, subarachnoid 4.8, subdural 6.3). Keys: hard, even position.
 _RSNA: Final = {
     (False, False): Mix(0.372, 0.51, (0.010, 0.130, 0.440, 0.257, 0.163)),
-    (False, True): Mix(0.356, 0.51, (0.020, 0.221, 0.279, 0.222, 0.258)),
-    (True, False): Mix(0.362, 0.55, (0.009, 0.127, 0.466, 0.261, 0.137)),
-    (True, True): Mix(0.348, 0.54, (0.021, 0.239, 0.247, 0.255, 0.238)),
+    (False, True): Mix(0.358, 0.51, (0.019, 0.215, 0.272, 0.230, 0.264)),
+    (True, False): Mix(0.364, 0.55, (0.008, 0.124, 0.464, 0.268, 0.136)),
+    (True, True): Mix(0.353, 0.54, (0.019, 0.230, 0.245, 0.255, 0.251)),
 }
 
 
