@@ -93,6 +93,10 @@ def test_a_family_that_is_let_in_trains(name: str) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_a_backbone_that_tries_itself_out_while_it_is_built_is_let_in() -> None:
+    check_backbone("vit_tiny_r_s16_p8_224", 224)
+
+
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 def test_auxiliary_outputs_are_left_out(name: str) -> None:
     model = blueprint(name, 3, 6, 96).train()

@@ -17,7 +17,7 @@ MAPS = (
 TOKENS = ("vit_tiny_patch16_224", "mixer_s32_224", "levit_128s", "vit_b_32", "coat_lite_tiny")
 GROUPED = (
     *MAPS, *TOKENS, "resnet18", "resnet50", "densenet121", "vgg11", "efficientnet_b0", "convnext_atto", "inception_v3",
-    "maxvit_pico_rw_256",
+    "maxvit_pico_rw_256", "vit_tiny_r_s16_p8_224",
     "crossvit_tiny_240", "hrnet_w18_small", "mobilenet_v2", "efficientnet_v2_s", "repvgg_a0", "rdnet_tiny",
 )  # fmt: skip
 

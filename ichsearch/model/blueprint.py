@@ -124,9 +124,13 @@ def drafting() -> Iterator[None]:
 
 def blueprint(name: str, channels: int, classes: int, size: int | None) -> nn.Module:
     """`build` on the meta device, in milliseconds: shapes and names, no values."""
-    with drafting(), _Weightless():
-        model = build(name, channels, classes, size)
-    return model.to("meta")
+    with drafting():
+        try:
+            with torch.device("meta"):
+                return build(name, channels, classes, size)
+        except NotImplementedError:  # it reads values while it is built, as torchvision's RegNet does
+            with _Weightless():
+                return build(name, channels, classes, size).to("meta")
 
 
 def blank(channels: int, size: int) -> Tensor:
