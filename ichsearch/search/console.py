@@ -46,6 +46,8 @@ def data_summary(slices: SliceSet, split: Split) -> str:
     text = f"slices by patient: {', '.join(parts)}"
     if unknown := int((~slices.table["patient_known"]).sum()):
         text += f"\n{unknown} slices have no PatientID: their study counts as the patient"
+    if slices.streams:
+        text += "\nthe slices do not fit into the node's cache (ICHSEARCH_CACHE_BYTES): they are read anew in every epoch"
     if split.unreliable:
         rare = ", ".join(f"{label} ({count})" for label, count in split.unreliable.items())
         text += f"\nunreliable, positive in fewer than 5 patient groups: {rare}"
