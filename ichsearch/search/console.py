@@ -47,7 +47,7 @@ def data_summary(slices: SliceSet, split: Split) -> str:
     if unknown := int((~slices.table["patient_known"]).sum()):
         text += f"\n{unknown} slices have no PatientID: their study counts as the patient"
     if slices.streams:
-        text += "\nthe slices do not fit into the node's cache (ICHSEARCH_CACHE_BYTES): they are read anew in every epoch"
+        text += "\nthe slices do not fit into the node's cache (ICHSEARCH_CACHE_BYTES): each epoch reads them anew"
     if split.unreliable:
         rare = ", ".join(f"{label} ({count})" for label, count in split.unreliable.items())
         text += f"\nunreliable, positive in fewer than 5 patient groups: {rare}"
