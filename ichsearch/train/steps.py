@@ -54,7 +54,7 @@ class Stepper:
         self.micro, self.kind = micro, kind
         self.evaluated = MicroBatch(2 * micro.size)  # nothing is kept for a backward pass
         self._model, self._optimizer, self._loss, self._clip_norm = model, optimizer, loss, clip_norm
-        self.scaler = torch.GradScaler(enabled=kind == "fp16")
+        self.scaler = torch.GradScaler(next(model.parameters()).device.type, enabled=kind == "fp16")
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step on (B, C, S, S) inputs and (B, L) labels; the loss before it, a scalar still on the device."""
