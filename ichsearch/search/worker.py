@@ -22,6 +22,8 @@ from ichsearch.train.lr_finder import FALLBACK_LR, LrCurve, find_lr
 from ichsearch.train.trial import run_trial
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+CHECKPOINT_EVERY_S: Final = 300.0
+"""Within epochs too: those of a large cohort take hours."""
 NO_ROOM: Final = "disk full"
 """The reason of a trial that says nothing about its configuration: it is run again when there is room."""
 
@@ -74,7 +76,8 @@ def trainable(assignment: Assignment) -> Callable[[dict[str, Any]], None]:
             slices = open_slices(assignment.shards, config.size)
             split = Split.model_validate(read_json(assignment.folder.split))
             weights = assignment.weights[config.backbone]
-            result = run_trial(config, slices, split, folder, weights=weights, on_epoch=_report_epoch)
+            result = run_trial(config, slices, split, folder, weights=weights, on_epoch=_report_epoch, checkpoint_every_s=CHECKPOINT_EVERY_S)
+            (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
             tune.report({"score": result.score, "reason": ""})
         except TrialFailedError as error:
             _keep_error(folder / "error.txt", error)

@@ -53,10 +53,14 @@ def save_checkpoint(folder: Path, epoch: int, state: TrainState, step: int = 0) 
         "predictions": {"best": state.best_probabilities},
         "random": _random_states(),
     }
-    for name in TENSORS:
-        save_weights(aside / f"{name}.safetensors", tensors[name])
-    write_json(aside / RECORDS, state.records)
-    write_json(aside / DIGESTS, {name: sha256_of(aside / name) for name in FILES})
+    try:
+        for name in TENSORS:
+            save_weights(aside / f"{name}.safetensors", tensors[name])
+        write_json(aside / RECORDS, state.records)
+        write_json(aside / DIGESTS, {name: sha256_of(aside / name) for name in FILES})
+    except OSError:  # a full disk must not stay full of this
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     aside.rename(final)
     sync(folder)
     for old in sorted(folder.glob("epoch-*"))[:-KEPT]:
@@ -87,8 +91,9 @@ def save_weights(path: Path, values: dict[str, Tensor]) -> None:
     try:
         save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
     except SafetensorError as error:
-        if "os error 28" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if f"os error {number}" in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
         raise
     sync(path)
 
@@ -118,3 +123,7 @@ def _restore(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:  # in the parameter's memory format, as fused AdamW demands
+                values[name] = torch.empty_like(parameter).copy_(value)

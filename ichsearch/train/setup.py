@@ -112,7 +112,7 @@ def _fitting_size(config: InputConfig, model: nn.Module, stepper: Stepper, devic
     key = config.model_dump(include={"backbone", "head", "channels", "size", "task"}) | {
         "precision": kind,
         "device": torch.cuda.get_device_name(device),
-        "memory_bytes": torch.cuda.get_device_properties(device).total_memory,
+        "free_gib": torch.cuda.mem_get_info(device)[0] // 2**30,  # others may be at work on it
     }
     shape = (CHANNELS[config.channels], config.size, config.size)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ichsearch.train.config import Precision
+from ichsearch.train.config import Precision, TrialFailedError
 from ichsearch.train.loss import TrainLoss
 from ichsearch.train.memory import MicroBatch
 from ichsearch.train.metrics import FloatArray
@@ -38,7 +38,8 @@ class Stepper:
     """Training steps of one model.
 
     A batch larger than the micro-batch goes through the model in pieces whose gradients add up to the batch's; what
-    normalises over a batch (BatchNorm) then sees the pieces. Float16 gradients are scaled, so that small ones survive.
+    normalises over a batch (BatchNorm) then sees the pieces, those of a failed attempt too. Float16 gradients are
+    scaled, so that small ones survive.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class Stepper:
         clip_norm: float = 0.0,
     ) -> None:
         self.micro, self.kind = micro, kind
-        self.evaluated = MicroBatch(2 * micro.size)  # nothing is kept for a backward pass
         self._model, self._optimizer, self._loss, self._clip_norm = model, optimizer, loss, clip_norm
         self.scaler = torch.GradScaler(next(model.parameters()).device.type, enabled=kind == "fp16")
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step on (B, C, S, S) inputs and (B, L) labels; the loss before it, a scalar still on the device."""
-        loss = self.micro.run(lambda size: self._gradients(inputs, labels, size))
+        try:
+            loss = self.micro.run(lambda size: self._gradients(inputs, labels, size))
+        except ValueError as error:
+            if self.micro.size > 1:
+                raise
+            raise TrialFailedError("out_of_memory", "its BatchNorm needs two slices at a time") from error
         if self._clip_norm:
             self.scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
@@ -69,7 +74,7 @@ class Stepper:
     def _gradients(self, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=inputs.device)
-        for piece, truth in zip(torch.split(inputs, size), torch.split(labels, size), strict=True):
+        for piece, truth in zip(_pieces(inputs, size), _pieces(labels, size), strict=True):
             with autocast(inputs.device, self.kind):
                 logits = self._model(piece)
             loss = self._loss(logits, truth) * (len(piece) / len(inputs))
@@ -78,9 +83,11 @@ class Stepper:
         return total
 
     def rehearse(self, inputs: Tensor, labels: int) -> None:
-        """Forward and backward on a batch in one piece, the weights untouched: does it fit?"""
+        """Forward and backward on a batch in one piece, the weights untouched: does it fit, beside Adam's moments?"""
+        moments = [torch.empty_like(parameter) for parameter in self._model.parameters() for _ in range(2)]
         self._gradients(inputs, torch.zeros(len(inputs), labels, device=inputs.device), len(inputs))
         self._optimizer.zero_grad(set_to_none=True)
+        del moments
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -89,7 +96,13 @@ class Stepper:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.micro.size = state["micro_batch"]
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():  # another node may have other arithmetic
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def _pieces(batch: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Pieces of at most `size`, as even as can be: BatchNorm cannot train on one left over."""
+    return torch.tensor_split(batch, -(len(batch) // -size))
 
 
 def predict(
@@ -105,7 +118,7 @@ def predict(
 def _probabilities(model: nn.Module, inputs: Tensor, micro: MicroBatch, kind: Arithmetic) -> FloatArray:
     def forward(size: int) -> Tensor:
         with autocast(inputs.device, kind):
-            return torch.cat([model(piece).float() for piece in torch.split(inputs, size)])
+            return torch.cat([model(piece).float() for piece in _pieces(inputs, size)])
 
     probabilities: FloatArray = micro.run(forward).sigmoid().cpu().numpy()
     return probabilities

@@ -22,6 +22,7 @@ from ichsearch.model.groups import freeze_body, unfreeze
 from ichsearch.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from ichsearch.train.config import TrialConfig, TrialFailedError
 from ichsearch.train.guard import LossGuard
+from ichsearch.train.memory import MicroBatch
 from ichsearch.train.metrics import FloatArray, Scores, better, score
 from ichsearch.train.optimizer import set_step
 from ichsearch.train.schedule import phase_of, phases, step_at
@@ -61,11 +62,12 @@ class Trainer:
     ) -> None:
         self._config, self._folder, self._checkpoint_every_s = config, folder, checkpoint_every_s
         parts = parts_of(slices, split, config.min_brain, config.task)
+        self._validation = Batches(slices, parts.validation, config.recipe, device)  # first: training takes what is left
         self.validation_rows = parts.validation
         self.truth = slices.labels[parts.validation][:, [LABELS.index(name) for name in config.labels]]
         self._patients = slices.table["patient"].to_numpy(np.str_)[parts.validation]
         self._training = make_training(config, slices, parts.train, weights, device)
-        self._validation = Batches(slices, parts.validation, config.recipe, device)
+        self._evaluated = MicroBatch(2 * self._training.stepper.micro.size)  # nothing is kept for a backward pass
         self._plan = phases(config)
         self._guard = LossGuard()
         records: dict[str, Any] = {"epochs": [], "best": None, "within": None}
@@ -169,7 +171,7 @@ class Trainer:
 
     def _predict(self) -> FloatArray:
         stepper = self._training.stepper
-        probabilities = predict(self.model, self._validation.evaluate(), micro=stepper.evaluated, kind=stepper.kind)
+        probabilities = predict(self.model, self._validation.evaluate(), micro=self._evaluated, kind=stepper.kind)
         if not np.isfinite(probabilities).all():
             raise TrialFailedError("diverged", "a prediction is not finite")
         return probabilities

@@ -18,7 +18,7 @@ from ichsearch.data.split import Split
 from ichsearch.files import read_json, write_json, written_aside
 from ichsearch.model.backbones import parameters_m
 from ichsearch.train.checkpoint import save_weights
-from ichsearch.train.config import TrialConfig
+from ichsearch.train.config import TrialConfig, TrialFailedError
 from ichsearch.train.metrics import Scores
 from ichsearch.train.setup import pick_device
 from ichsearch.train.trainer import EpochCallback, Trainer
@@ -61,21 +61,27 @@ def run_trial(
         checkpoint_every_s: how often to write a checkpoint, within epochs too; None: now and then between them.
 
     Raises:
-        TrialFailedError: the loss runs away, or not even a slice fits into memory.
+        TrialFailedError: the loss runs away, the score is undefined, or memory does not suffice in any way.
     """
     _start_folder(folder, config)
     if (known := read_result(folder)) is not None:
         return known
-    trainer = Trainer(
-        config,
-        slices,
-        split,
-        folder,
-        weights=weights,
-        device=device or pick_device(),
-        checkpoint_every_s=checkpoint_every_s,
-    )
-    trainer.run(on_epoch)
+    try:
+        trainer = Trainer(
+            config,
+            slices,
+            split,
+            folder,
+            weights=weights,
+            device=device or pick_device(),
+            checkpoint_every_s=checkpoint_every_s,
+        )
+        trainer.run(on_epoch)
+    except TrialFailedError:
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nobody goes on from there
+        raise
+    except torch.OutOfMemoryError as error:  # not in a step, which knows how to shrink
+        raise TrialFailedError("out_of_memory", "the model, its optimizer or its slices do not fit") from error
     return _finish(trainer, config, slices, folder)
 
 
