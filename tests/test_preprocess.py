@@ -125,6 +125,28 @@ def test_every_file_of_a_mixture_is_accounted_for(small: Path, tmp_path: Path) -
     assert reasons == sorted(reason for reason, number in counts.reasons.items() for _ in range(number))
 
 
+def cut_copy(path: Path, **place: Any) -> None:
+    write_slice(path, **place)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def test_unreadable_copies_are_quarantined_and_the_readable_one_is_a_row(small: Path, tmp_path: Path) -> None:
+    cut_copy(small / "0.dcm", index=1)
+    cut_copy(small / "z.dcm", index=1)
+    write_slice(small / "absurd.dcm", index=1, RescaleSlope=b"1e9")
+    write_slice(small / "copy.dcm", index=1)
+    for name in ("lost1.dcm", "lost2.dcm"):
+        cut_copy(small / name, series="B", index=8)
+
+    counts = preprocess(small, tmp_path / "out", size=SIZE).counts
+
+    assert counts.found == counts.ok + counts.duplicate + counts.quarantined == SERIES_A + SERIES_B + 6
+    assert (counts.ok, counts.duplicate) == (SERIES_A + SERIES_B, 1)
+    assert counts.reasons == {"bad_value:RescaleSlope": 1, "truncated_pixels": 4}
+    slices = [row["slice"] for row in rows_of(tmp_path / "out")]
+    assert len(slices) == len(set(slices))
+
+
 def test_labels_stand_beside_their_slices(small: Path, tmp_path: Path) -> None:
     labels = write_labels(tmp_path / "labels.csv", {"ID_A2": {"any", "subdural"}, "ID_B0": set()})
     key = load_key(home_folder())

@@ -458,16 +458,42 @@ def test_other_images_with_one_uid_are_all_refused(tmp_path: Path) -> None:
     ]
 
 
-def test_an_unreadable_copy_does_not_win(tmp_path: Path) -> None:
-    files = [truncated(source(tmp_path, "a.dcm", 1)), source(tmp_path, "b.dcm", 1)]
+def refusals(files: list[Rejection]) -> list[tuple[str, str]]:
+    return [(Path(item.location).name, item.reason) for item in files]
 
-    assert without_duplicates(files) == ([files[1]], 1, [])
+
+def test_an_unreadable_copy_is_refused_under_its_own_reason(tmp_path: Path) -> None:
+    cut, good = truncated(source(tmp_path, "a.dcm", 1)), source(tmp_path, "b.dcm", 1)
+
+    kept, duplicates, refused = without_duplicates([cut, good])
+
+    assert (kept, duplicates, refusals(refused)) == ([good], 0, [("a.dcm", "truncated_pixels")])
+
+
+def test_only_readable_copies_are_compared(tmp_path: Path) -> None:
+    names = ("a.dcm", "c.dcm", "d.dcm")
+    files = [source(tmp_path, name, 1) for name in names] + [truncated(source(tmp_path, "b.dcm", 2))]
+
+    kept, duplicates, refused = without_duplicates(files)
+
+    assert (kept, duplicates, refusals(refused)) == ([files[0]], 2, [("b.dcm", "truncated_pixels")])
+
+
+def test_unreadable_copies_of_conflicting_ones_keep_their_reason(tmp_path: Path) -> None:
+    files = [source(tmp_path, "a.dcm", 1), source(tmp_path, "b.dcm", 2), truncated(source(tmp_path, "c.dcm", 1))]
+
+    kept, duplicates, refused = without_duplicates(files)
+
+    assert (kept, duplicates) == ([], 0)
+    assert [reason for _, reason in refusals(refused)] == ["conflicting_duplicate"] * 2 + ["truncated_pixels"]
 
 
 def test_of_unreadable_copies_one_is_kept_to_be_quarantined_later(tmp_path: Path) -> None:
     files = [truncated(source(tmp_path, name, 1)) for name in ("a.dcm", "b.dcm")]
 
-    assert without_duplicates(files) == ([files[0]], 1, [])
+    kept, duplicates, refused = without_duplicates(files)
+
+    assert (kept, duplicates, refusals(refused)) == ([files[0]], 0, [("b.dcm", "truncated_pixels")])
 
 
 def test_the_same_image_under_two_uids_is_kept_twice(tmp_path: Path) -> None:
