@@ -298,7 +298,15 @@ def test_a_link_to_itself_is_found_like_any_entry(tmp_path: Path) -> None:
     assert found_below(tmp_path, labels=tmp_path / "labels.csv") == [tmp_path / "loop.dcm"]
 
 
-@pytest.mark.parametrize(("name", "says"), [("missing", "does not exist"), ("file", "is not a folder")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing", "does not exist"),
+        ("file", "is not a folder"),
+        ("x" * 300, r"cannot be reached \(File name too long"),
+    ],
+    ids=["missing", "file", "too_long"],
+)
 def test_what_is_no_folder_is_refused_without_its_name(tmp_path: Path, name: str, says: str) -> None:
     (tmp_path / "file").touch()
 
