@@ -327,6 +327,24 @@ def test_the_key_is_made_once_and_readable_by_its_user_alone(tmp_path: Path) -> 
     assert made.hash("patient", "ID_1") == loaded.hash("patient", "ID_1")
 
 
+def test_a_key_and_a_home_that_are_open_to_others_are_closed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    made = load_key(home)
+    home.chmod(0o777)
+    (home / "patient.key").chmod(0o755)
+
+    assert load_key(home).id == made.id
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE((home / "patient.key").stat().st_mode) == 0o600
+
+
+def test_a_shared_place_stays_open(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    load_key(tmp_path)
+
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+
+
 def test_another_key_gives_other_hashes_and_is_refused_by_the_folder(tmp_path: Path) -> None:
     mine, yours = load_key(tmp_path / "mine"), load_key(tmp_path / "yours")
     claim_folder(open_folder(tmp_path / "out"), Settings(key_id=mine.id, source_id="source"))
