@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 INTERRUPTED: Final = 130
 UNUSABLE: Final = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+    errno.ENAMETOOLONG,
 )  # fmt: skip
 
 app = typer.Typer(
@@ -105,10 +106,10 @@ def options(
 
 @app.command()
 def phantom(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="New folder: OUT/dicom and OUT/stage_2_train.csv.")],
-    patients: Annotated[int, typer.Option(help="Patients.")] = 60,
-    slices: Annotated[int, typer.Option(help="Slices a patient.")] = 16,
-    seed: Annotated[int, typer.Option(help="Same seed and options, same bytes.")] = 0,
+    folder: Annotated[str, typer.Argument(metavar="OUT", help="New folder: OUT/dicom and OUT/stage_2_train.csv.")],
+    patients: Annotated[int, typer.Option(min=1, max=100_000, help="Patients.")] = 60,
+    slices: Annotated[int, typer.Option(min=1, max=256, help="Slices a patient.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Same seed and options, same bytes.")] = 0,
     hard: Annotated[bool, typer.Option("--hard", help="Subtle blood, and what misleads: calcium, motion.")] = False,
     prevalence: Annotated[
         Literal["half", "rsna"],
@@ -120,14 +121,16 @@ def phantom(
 ) -> None:
     """Write a synthetic head-CT cohort as DICOM files in the RSNA 2019 form."""
     from ichsearch.cli_progress import progress
+    from ichsearch.locations import disk_path
     from ichsearch.phantom import write_cohort
 
+    target = disk_path(folder)
     with progress(err) as show:
         made = write_cohort(
-            folder, patients, slices, seed, hard=hard, prevalence=prevalence, even_position=even_position,
+            target, patients, slices, seed, hard=hard, prevalence=prevalence, even_position=even_position,
             on_progress=lambda done, total: show("patients", done, total),
         )  # fmt: skip
-    say(f"{made.slices} slices of {made.patients} patients in {folder}: "
+    say(f"{made.slices} slices of {made.patients} patients in {target}: "
         f"{made.bleeding_patients} patients bleed, {made.positive_slices} slices show it")  # fmt: skip
 
 
@@ -177,16 +180,14 @@ def preprocess(
 @app.command()
 def inspect(
     location: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder of shards.")],
-    folder: Annotated[Path | None, typer.Option("--out", help="Where the page goes; default SHARDS/inspect.")] = None,
+    folder: Annotated[str | None, typer.Option("--out", help="Where the page goes; default SHARDS/inspect.")] = None,
 ) -> None:
     """Draw what a folder of shards holds: one HTML page for any browser, offline, and its pictures as PNG."""
+    from ichsearch.locations import disk_path
     from ichsearch.report.inspect import write_inspection
-    from ichsearch.storage import open_folder
 
-    shards = open_folder(location).local_path()
-    if shards is None:
-        raise ConfigError("inspect reads shards on a disk, but got the URI of a store; copy the folder here first")
-    page = write_inspection(shards, folder or shards / "inspect")
+    shards = disk_path(location).resolve()
+    page = write_inspection(shards, shards / "inspect" if folder is None else disk_path(folder))
     say(f"{page}: open it in a browser")
 
 

@@ -31,6 +31,8 @@ def check_location(location: str) -> None:
     Raises:
         ConfigError: the scheme, the bucket, the path or the query is none that ichsearch takes.
     """
+    if not location:  # as a path it would be the working folder
+        raise ConfigError("a folder must have a name, but got an empty one; is a variable of the shell unset?")
     if wrong := _ONE_SLASH.match(location):
         raise ConfigError(f"a scheme must be followed by ://, but got {wrong.group()}; double the slash")
     if is_uri(location):
@@ -92,6 +94,21 @@ def local_path(location: str) -> Path | None:
         return Path(location)
     place = parse_location(location)
     return Path("/", place.path) if place.scheme == "file" else None
+
+
+def disk_path(location: str) -> Path:
+    """The path of a folder that can only be on a disk.
+
+    Raises:
+        ConfigError: the location names no place, or one in a store.
+    """
+    check_location(location)
+    path = local_path(location)
+    if path is None:
+        raise ConfigError(
+            "the folder must be on a disk, but got the URI of a store; give a path, and copy from or to the store"
+        )
+    return path
 
 
 def _check_authority(place: Place) -> None:

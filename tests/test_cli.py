@@ -1,5 +1,6 @@
 """The command line as a user meets it: every wrong input gets one clear message and its exit code, and no traceback."""
 
+import contextlib
 import io
 import os
 import signal
@@ -68,6 +69,36 @@ def test_help_imports_neither_torch_nor_ray() -> None:
 def test_an_unknown_option_is_a_usage_error() -> None:
     assert ichsearch("run", "--spice", "x").returncode == 2
     assert ichsearch("preprocess", ".", "--out", "x", "--crop", "round").returncode == 2
+
+
+def test_an_empty_folder_is_not_the_working_folder(cohort: Path, shards: Path, tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        for arguments in (
+            ["preprocess", "", "--out", "x"],
+            ["preprocess", cohort / "dicom", "--out", ""],
+            ["inspect", ""],
+            ["inspect", shards, "--out", ""],
+            ["phantom", "", "--patients", "1"],
+        ):
+            assert_refused(ichsearch(*arguments), 4, "a folder must have a name")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_too_long_ends_with_7(cohort: Path) -> None:
+    assert_refused(ichsearch("preprocess", cohort / "dicom", "--out", "x" * 300), 7, "File name too long")
+
+
+@pytest.mark.parametrize(
+    "option", ["--seed=-1", f"--seed={2**31}", "--patients=0", "--patients=100001", "--slices=0", "--slices=257"]
+)
+def test_absurd_numbers_of_a_phantom_are_a_usage_error(tmp_path: Path, option: str) -> None:
+    assert ichsearch("phantom", tmp_path / "out", option).returncode == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_phantom_or_a_page_is_not_written_to_a_store(shards: Path) -> None:
+    for arguments in (["phantom", "s3://bucket/a"], ["inspect", shards, "--out", "s3://bucket/a"]):
+        assert_refused(ichsearch(*arguments), 4, "must be on a disk")
 
 
 @pytest.mark.parametrize("make", ["missing", "empty", "rubbish"])

@@ -102,6 +102,13 @@ def test_a_localizer_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "kind", [b"", b"ORIGINAL", b"ORIGINAL\\PRIMARY\\AXIAL", b"LOCALIZER\\PRIMARY\\AXIAL\\LOCALIZER"]
+)
+def test_another_image_type_than_a_localizer_is_read(tmp_path: Path, kind: bytes) -> None:
+    assert header(tmp_path, ImageType=kind).sop_uid == "ID_000000001"
+
+
+@pytest.mark.parametrize(
     "keyword",
     ["SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient"],
 )
@@ -125,6 +132,17 @@ def test_a_missing_element_is_named(tmp_path: Path, keyword: str, value: bytes |
 )
 def test_a_value_that_is_no_number_is_named(tmp_path: Path, keyword: str, value: bytes) -> None:
     assert reason_of(write_ct(tmp_path / "slice.dcm", STORED, {keyword: value})) == f"bad_value:{keyword}"
+
+
+@pytest.mark.parametrize("origin", [b"1e6\\0\\0", b"0\\-100001\\0", b"0\\0\\1e300"])
+def test_a_place_that_no_scanner_reaches_is_refused(tmp_path: Path, origin: bytes) -> None:
+    path = write_ct(tmp_path / "slice.dcm", STORED, {"ImagePositionPatient": origin})
+
+    assert reason_of(path) == "bad_value:ImagePositionPatient"
+
+
+def test_a_place_at_the_limit_is_read(tmp_path: Path) -> None:
+    assert header(tmp_path, ImagePositionPatient=[1e5, -1e5, -1e5]).position_mm == -1e5
 
 
 @pytest.mark.parametrize(
@@ -280,7 +298,15 @@ def test_a_link_to_itself_is_found_like_any_entry(tmp_path: Path) -> None:
     assert found_below(tmp_path, labels=tmp_path / "labels.csv") == [tmp_path / "loop.dcm"]
 
 
-@pytest.mark.parametrize(("name", "says"), [("missing", "does not exist"), ("file", "is not a folder")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing", "does not exist"),
+        ("file", "is not a folder"),
+        ("x" * 300, r"cannot be reached \(File name too long"),
+    ],
+    ids=["missing", "file", "too_long"],
+)
 def test_what_is_no_folder_is_refused_without_its_name(tmp_path: Path, name: str, says: str) -> None:
     (tmp_path / "file").touch()
 

@@ -63,7 +63,6 @@ def test_padding_of_signed_16_bit_values_becomes_air(tmp_path: Path) -> None:
         (signed([-32768, 32767], [0, 1]), "1", "-1024", [[-1024, 3071], [-1024, -1023]]),
         (signed([-32768, 32767], [0, 1]), "1", "1000", [[-1024, 3071], [1000, 1001]]),
         (signed([-32768, 32767], [0, 1]), "1000", "0", [[-1024, 3071], [0, 1000]]),
-        (signed([-32768, 32767], [0, 1]), "-1", "0", [[3071, -1024], [0, -1]]),
     ],
 )
 def test_values_that_overflow_int16_are_clipped(
@@ -133,7 +132,7 @@ def test_the_sign_of_signed_12_bit_values_is_extended_over_garbage(tmp_path: Pat
         (stored_12_bit(head_hu()), "0.73", "-1024.5"),
         (padded_16_bit(), "1", "0"),
         (padded_16_bit()[:60, :60], "2", "-1000"),
-        (padded_16_bit(), "-1", "0"),
+        (padded_16_bit(), "0.5", "0"),
     ],
 )
 def test_hu_equal_those_of_pydicom_where_nothing_special_applies(
@@ -266,6 +265,9 @@ def test_a_missing_element_is_named(tmp_path: Path, keyword: str) -> None:
         ("RescaleSlope", b"inf", "bad_value"),
         ("RescaleSlope", b"0", "bad_value"),
         ("RescaleSlope", b"1\\1", "bad_value"),
+        ("RescaleSlope", b"-1", "bad_value"),
+        ("RescaleSlope", b"0.00099", "bad_value"),
+        ("RescaleSlope", b"1000.1", "bad_value"),
         ("RescaleSlope", b"", "missing_tag"),
         ("RescaleIntercept", b"abc", "bad_value"),
         ("RescaleIntercept", b"nan", "bad_value"),
@@ -274,6 +276,8 @@ def test_a_missing_element_is_named(tmp_path: Path, keyword: str) -> None:
         ("PixelSpacing", b"0,5\\0,5", "bad_value"),
         ("PixelSpacing", b"0\\0.5", "bad_value"),
         ("PixelSpacing", b"0.5\\-0.5", "bad_value"),
+        ("PixelSpacing", b"0.5\\0.0099", "bad_value"),
+        ("PixelSpacing", b"20.1\\0.5", "bad_value"),
         ("HighBit", 15, "bad_value"),
         ("SamplesPerPixel", 3, "bad_value"),
         ("PixelRepresentation", 2, "bad_value"),
@@ -318,6 +322,24 @@ def test_bytes_behind_the_pixels_do_no_harm(tmp_path: Path) -> None:
 def test_a_constant_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RejectedError, match=r"^noise_or_constant$"):
         read(tmp_path, np.full((64, 64), 1064, np.uint16))
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "inverted"), [(1, 32767, False), (1, -32768, False), (1000, 30000, False), (1, 8000, True)]
+)
+def test_an_image_of_which_every_pixel_is_clipped_is_refused(
+    tmp_path: Path, slope: int, intercept: int, inverted: bool
+) -> None:
+    photometric = "MONOCHROME1" if inverted else "MONOCHROME2"
+    changes = {"RescaleSlope": slope, "RescaleIntercept": intercept, "PhotometricInterpretation": photometric}
+
+    with pytest.raises(RejectedError, match=r"^noise_or_constant$"):
+        read(tmp_path, stored_12_bit(head_hu()), **changes, BitsStored=16, HighBit=15)
+
+
+@pytest.mark.parametrize("changes", [{"RescaleSlope": "0.001"}, {"RescaleSlope": "1000"}, {"PixelSpacing": "0.01\\20"}])
+def test_values_at_the_limits_are_read(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert read(tmp_path, signed([-1000, 0], [1, 2000]), **changes).hu.shape == (2, 2)
 
 
 def test_an_image_that_is_constant_but_for_garbage_bits_is_refused(tmp_path: Path) -> None:
@@ -415,9 +437,14 @@ def test_eight_bit_frames_are_read(tmp_path: Path) -> None:
     assert np.array_equal(image.hu, stored.astype(np.int16) - 1024)
 
 
-@pytest.mark.parametrize("intercept", [3071, 3072, 4000, 20000, 32767, -32768])
-@pytest.mark.parametrize("stored", [stored_12_bit(head_hu()), head_hu()], ids=["unsigned", "signed"])
+@pytest.mark.parametrize(
+    ("stored", "intercept"),
+    [(head_hu(), value) for value in (3071, 3072, 4000, 20000, 32767, -32767)]
+    + [(stored_12_bit(head_hu()), value) for value in (3071, -20000, -32768)],
+)
 def test_no_intercept_is_too_large_or_too_small(tmp_path: Path, stored: Stored, intercept: int) -> None:
+    stored = stored.copy()
+    stored[1, 0] = 0 if intercept == 3071 else -intercept  # one pixel within the limits
     image = read(tmp_path, stored, RescaleIntercept=intercept, BitsStored=16, HighBit=15)
 
     true = stored.astype(np.int64) + intercept

@@ -13,7 +13,7 @@ from PIL import Image
 from slice_sets import draw_image
 
 from ichsearch.dicom.windows import BRAIN
-from ichsearch.errors import DataError
+from ichsearch.errors import ConfigError, DataError
 from ichsearch.files import sha256_of, write_json
 from ichsearch.labels import ANY, LABELS, SUBTYPES
 from ichsearch.report.inspect import write_inspection
@@ -173,6 +173,27 @@ def test_every_image_is_embedded_with_an_alt_text_and_stands_beside_the_page(pag
 
 def test_only_the_page_and_its_pictures_are_written(page: Path) -> None:
     assert {path.suffix for path in page.parent.iterdir()} == {".html", ".png"}
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<title>my site</title>")
+    (tmp_path / "prevalence.png").write_bytes(b"mine")
+
+    for out in (tmp_path, tmp_path / "prevalence.png"):
+        with pytest.raises(ConfigError, match="new, empty or holds an earlier page"):
+            write_inspection(shards, out)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "index.html": b"<title>my site</title>",
+        "prevalence.png": b"mine",
+    }
+
+
+def test_an_earlier_page_is_drawn_anew_even_if_it_was_cut_short(shards: Path, page: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_bytes(page.read_bytes())
+
+    write_inspection(shards, tmp_path)
+
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in page.parent.iterdir()}
 
 
 def test_the_same_folder_gives_the_same_bytes(shards: Path, page: Path, tmp_path: Path) -> None:

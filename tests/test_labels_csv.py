@@ -94,7 +94,8 @@ def test_the_line_of_a_value_other_than_0_and_1_is_named(tmp_path: Path, value: 
     says = refusal(csv_file(tmp_path, [*rows_of("ID_a"), f"{CANARY}_any,{value}", f"{CANARY}_any,{value}"]))
 
     assert (
-        says == "a label must be 0 or 1, but line 8 holds one that is neither 0 nor 1 (2 in all); mend the labels CSV"
+        says == "a label must be 0 or 1, but line 8 holds one that is neither 0 nor 1 in column Label (2 in all); "
+        "mend the labels CSV"
     )
 
 
@@ -170,7 +171,9 @@ def test_a_wide_label_is_0_or_1(tmp_path: Path, value: str, place: int) -> None:
     cells = ["0"] * 6
     cells[place] = value
 
-    assert "line 2 holds one that is neither" in refusal(csv_file(tmp_path, [",".join([CANARY, *cells])], WIDE))
+    says = refusal(csv_file(tmp_path, [",".join([CANARY, *cells])], WIDE))
+
+    assert f"line 2 holds one that is neither 0 nor 1 in column {WIDE.split(',')[1 + place]} (1 in all)" in says
 
 
 def test_a_wide_identifier_may_stand_twice_if_its_labels_agree(tmp_path: Path) -> None:
@@ -258,7 +261,8 @@ def test_a_file_that_may_not_be_read_is_refused_without_its_path(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "must be a CSV file"),
+        (b"", "it is empty"),
+        (b"\xef\xbb\xbf", "it is empty"),
         (b"\xff\xfe\0\1", "must be a CSV file"),
         (b'ID,Label\n"CANARY_any,1\n', "an open quote"),
         (b"ID,Label\nCANARY_any,1\nCANARY_any,1,CANARY\n", "near line 3 it has more cells"),
@@ -267,7 +271,17 @@ def test_a_file_that_may_not_be_read_is_refused_without_its_path(
         (b"ID,Label\n", "must have rows"),
         (b"ID,Label\n\n,\n", "must have rows"),
     ],
-    ids=["empty", "binary", "quote", "long_row", "long_first_row", "short_row", "no_rows", "blank_rows"],
+    ids=[
+        "empty",
+        "byte_order_mark",
+        "binary",
+        "quote",
+        "long_row",
+        "long_first_row",
+        "short_row",
+        "no_rows",
+        "blank_rows",
+    ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "canary_name.csv"

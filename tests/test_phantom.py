@@ -2,6 +2,11 @@
 
 import csv
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -328,3 +333,50 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="new or empty"):
         write_cohort(tmp_path, 1, 1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+class Stopped(BaseException):
+    """As KeyboardInterrupt: no Exception."""
+
+
+def stop(done: int, total: int) -> None:  # noqa: ARG001 - called as every `on_progress`
+    raise Stopped
+
+
+@pytest.mark.parametrize(("existed", "workers"), [(False, 1), (True, 1), (True, 2)])
+def test_a_cohort_that_is_stopped_leaves_nothing_and_can_be_written_again(
+    tmp_path: Path, existed: bool, workers: int
+) -> None:
+    out = tmp_path / "out"
+    if existed:
+        out.mkdir()
+
+    with pytest.raises(Stopped):
+        write_cohort(out, 4, 2, 0, matrix=64, workers=workers, on_progress=stop)
+
+    assert list(tmp_path.rglob("*")) == ([out] if existed else [])
+    write_cohort(out, 1, 1, 0, matrix=64, workers=1)
+
+
+def test_a_label_table_that_cannot_be_written_takes_the_slices_with_it(tmp_path: Path) -> None:
+    def block(done: int, total: int) -> None:
+        if done == total:
+            (tmp_path / "out" / "stage_2_train.partial").mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        write_cohort(tmp_path / "out", 2, 1, 0, matrix=64, workers=1, on_progress=block)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["stage_2_train.partial"]
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_leaves_no_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from ichsearch.cli import main; main()", "phantom", "cohort"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as driver:
+        while not list(tmp_path.glob("cohort/dicom/*.dcm")):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+        driver.communicate()
+
+    assert driver.returncode == 130
+    assert not list(tmp_path.iterdir())

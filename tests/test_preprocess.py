@@ -3,7 +3,10 @@
 import csv
 import json
 import os
+import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,12 @@ from dicom_files import TILTED, head_hu, stored_12_bit, write_ct
 
 from ichsearch.dicom.brain import CropBox, cropped, locate_brain
 from ichsearch.dicom.pixels import read_image
-from ichsearch.errors import AlreadyRunningError, ConfigError, DataError
+from ichsearch.errors import AlreadyRunningError, ClusterError, ConfigError, DataError
 from ichsearch.labels import LABELS
 from ichsearch.shards.identity import home_folder, load_key
 from ichsearch.shards.manifest import MANIFEST, Manifest, read_manifest
 from ichsearch.shards.preprocess import preprocess
+from ichsearch.shards.ray_session import _check_answers
 from ichsearch.shards.schema import pack_hu, read_shard
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -119,6 +123,28 @@ def test_every_file_of_a_mixture_is_accounted_for(small: Path, tmp_path: Path) -
     with (tmp_path / "out" / "quarantine.csv").open() as file:
         reasons = sorted(row["reason"] for row in csv.DictReader(file))
     assert reasons == sorted(reason for reason, number in counts.reasons.items() for _ in range(number))
+
+
+def cut_copy(path: Path, **place: Any) -> None:
+    write_slice(path, **place)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def test_unreadable_copies_are_quarantined_and_the_readable_one_is_a_row(small: Path, tmp_path: Path) -> None:
+    cut_copy(small / "0.dcm", index=1)
+    cut_copy(small / "z.dcm", index=1)
+    write_slice(small / "absurd.dcm", index=1, RescaleSlope=b"1e9")
+    write_slice(small / "copy.dcm", index=1)
+    for name in ("lost1.dcm", "lost2.dcm"):
+        cut_copy(small / name, series="B", index=8)
+
+    counts = preprocess(small, tmp_path / "out", size=SIZE).counts
+
+    assert counts.found == counts.ok + counts.duplicate + counts.quarantined == SERIES_A + SERIES_B + 6
+    assert (counts.ok, counts.duplicate) == (SERIES_A + SERIES_B, 1)
+    assert counts.reasons == {"bad_value:RescaleSlope": 1, "truncated_pixels": 4}
+    slices = [row["slice"] for row in rows_of(tmp_path / "out")]
+    assert len(slices) == len(set(slices))
 
 
 def test_labels_stand_beside_their_slices(small: Path, tmp_path: Path) -> None:
@@ -338,6 +364,34 @@ def test_an_output_folder_of_foreign_files_stays_as_it_is(small: Path, tmp_path:
     with pytest.raises(ConfigError, match="holds other files"):
         preprocess(small, tmp_path / "out", size=SIZE)
     assert contents(tmp_path / "out") == {"thesis.tex": b"mine"}
+
+
+@pytest.mark.timeout(60)
+def test_an_address_where_nothing_answers_ends_the_run(small: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from ichsearch.cli import main; main()", "preprocess", str(small),
+         "--out", str(tmp_path / "out"), "--address", "nonsense:1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 6, done.stderr
+    assert "a Ray cluster must answer at 'nonsense:1', but none does" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "ray://localhost:1", "localhost:99999", f"{'a' * 70}:1"]
+)
+def test_every_form_of_address_is_tried(address: str) -> None:
+    with pytest.raises(ClusterError, match="check --address"):
+        _check_answers(address)
+
+
+def test_an_address_that_answers_or_has_no_port_is_left_to_ray() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        _check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+    for address in ("local", "auto"):
+        _check_answers(address)
 
 
 def no_folder(_: Path) -> None:

@@ -61,6 +61,7 @@ def write_canary(path: Path, index: int, *, study: str = "1", syntax: str | None
         "SeriesInstanceUID": f"1.2.{CANARY}.2.{study}",
         "PatientID": f"{CANARY}-4711",
         "ImagePositionPatient": [-125.0, 10.0, 5.0 * index],
+        "ImageType": f"{CANARY}\\{CANARY}\\{CANARY}".encode(),
         "KVP": CANARY.encode(),
         "WindowCenter": CANARY.encode(),
         "ReconstructionDiameter": CANARY.encode(),

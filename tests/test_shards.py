@@ -327,6 +327,24 @@ def test_the_key_is_made_once_and_readable_by_its_user_alone(tmp_path: Path) -> 
     assert made.hash("patient", "ID_1") == loaded.hash("patient", "ID_1")
 
 
+def test_a_key_and_a_home_that_are_open_to_others_are_closed(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    made = load_key(home)
+    home.chmod(0o777)
+    (home / "patient.key").chmod(0o755)
+
+    assert load_key(home).id == made.id
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert stat.S_IMODE((home / "patient.key").stat().st_mode) == 0o600
+
+
+def test_a_shared_place_stays_open(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    load_key(tmp_path)
+
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+
+
 def test_another_key_gives_other_hashes_and_is_refused_by_the_folder(tmp_path: Path) -> None:
     mine, yours = load_key(tmp_path / "mine"), load_key(tmp_path / "yours")
     claim_folder(open_folder(tmp_path / "out"), Settings(key_id=mine.id, source_id="source"))
@@ -458,16 +476,42 @@ def test_other_images_with_one_uid_are_all_refused(tmp_path: Path) -> None:
     ]
 
 
-def test_an_unreadable_copy_does_not_win(tmp_path: Path) -> None:
-    files = [truncated(source(tmp_path, "a.dcm", 1)), source(tmp_path, "b.dcm", 1)]
+def refusals(files: list[Rejection]) -> list[tuple[str, str]]:
+    return [(Path(item.location).name, item.reason) for item in files]
 
-    assert without_duplicates(files) == ([files[1]], 1, [])
+
+def test_an_unreadable_copy_is_refused_under_its_own_reason(tmp_path: Path) -> None:
+    cut, good = truncated(source(tmp_path, "a.dcm", 1)), source(tmp_path, "b.dcm", 1)
+
+    kept, duplicates, refused = without_duplicates([cut, good])
+
+    assert (kept, duplicates, refusals(refused)) == ([good], 0, [("a.dcm", "truncated_pixels")])
+
+
+def test_only_readable_copies_are_compared(tmp_path: Path) -> None:
+    names = ("a.dcm", "c.dcm", "d.dcm")
+    files = [source(tmp_path, name, 1) for name in names] + [truncated(source(tmp_path, "b.dcm", 2))]
+
+    kept, duplicates, refused = without_duplicates(files)
+
+    assert (kept, duplicates, refusals(refused)) == ([files[0]], 2, [("b.dcm", "truncated_pixels")])
+
+
+def test_unreadable_copies_of_conflicting_ones_keep_their_reason(tmp_path: Path) -> None:
+    files = [source(tmp_path, "a.dcm", 1), source(tmp_path, "b.dcm", 2), truncated(source(tmp_path, "c.dcm", 1))]
+
+    kept, duplicates, refused = without_duplicates(files)
+
+    assert (kept, duplicates) == ([], 0)
+    assert [reason for _, reason in refusals(refused)] == ["conflicting_duplicate"] * 2 + ["truncated_pixels"]
 
 
 def test_of_unreadable_copies_one_is_kept_to_be_quarantined_later(tmp_path: Path) -> None:
     files = [truncated(source(tmp_path, name, 1)) for name in ("a.dcm", "b.dcm")]
 
-    assert without_duplicates(files) == ([files[0]], 1, [])
+    kept, duplicates, refused = without_duplicates(files)
+
+    assert (kept, duplicates, refusals(refused)) == ([files[0]], 0, [("b.dcm", "truncated_pixels")])
 
 
 def test_the_same_image_under_two_uids_is_kept_twice(tmp_path: Path) -> None:

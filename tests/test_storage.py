@@ -279,6 +279,7 @@ def test_locations_that_are_taken(location: str) -> None:
 @pytest.mark.parametrize(
     ("location", "message"),
     [
+        ("", "must have a name, but got an empty one"),
         ("hdfs://host/a", "begin with one of s3://, .* but got hdfs://"),
         ("https://host/a", "begin with one of"),
         ("s3://", "must name a bucket"),

@@ -13,6 +13,7 @@ from typing import Final
 from ichsearch.dicom.reasons import RejectedError
 
 TAGS: Final = {
+    "ImageType": 0x00080008,
     "SOPClassUID": 0x00080016,
     "SOPInstanceUID": 0x00080018,
     "Modality": 0x00080060,

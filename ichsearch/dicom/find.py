@@ -25,10 +25,16 @@ def find_files(folder: str, *, labels: Path | None = None, out: str = "") -> Ite
         DataError: `folder` is missing, no folder, or cannot be listed.
     """
     path = local_path(folder)
-    if path is not None and not path.is_dir():
-        state = "is not a folder" if path.exists() else "does not exist"
+    if path is not None and (state := _wrong_state(path)):
         raise DataError(f"DICOM_DIR must be an existing folder, but the one given {state}; check the path")
     return _listed(folder, labels, f"{out}/" if out else "")
+
+
+def _wrong_state(path: Path) -> str:
+    try:
+        return "" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
+    except OSError as error:
+        return f"cannot be reached ({error.strerror})"
 
 
 def _listed(folder: str, labels: Path | None, out: str) -> Iterator[FoundFile]:

@@ -15,6 +15,8 @@ from ichsearch.dicom.reasons import RejectedError
 
 CT_IMAGE_STORAGE: Final = "1.2.840.10008.5.1.4.1.1.2"
 MIN_AXIAL_COSINE: Final = 0.5
+MAX_COORDINATE_MM: Final = 1e5
+"""A hundred metres: no scanner is larger."""
 HEADER_BYTES: Final = 16 * 2**10
 """The first piece of a file that is read for its header; it holds all of most headers."""
 
@@ -44,6 +46,9 @@ def slice_header(elements: Elements) -> SliceHeader:
         raise RejectedError("not_ct_image")
     if (elements.optional_text("SOPClassUID") or CT_IMAGE_STORAGE) != CT_IMAGE_STORAGE:
         raise RejectedError("not_ct_image")
+    kinds = [value.strip() for value in elements.optional_text("ImageType").split("\\")]
+    if kinds[2:3] == ["LOCALIZER"]:  # PS3.3 C.8.2.1.1.1
+        raise RejectedError("not_axial")
     if elements.optional_text("NumberOfFrames") and elements.numbers("NumberOfFrames", count=1) != [1]:
         raise RejectedError("multi_frame")
     return SliceHeader(
@@ -51,10 +56,15 @@ def slice_header(elements: Elements) -> SliceHeader:
         study_uid=elements.text("StudyInstanceUID"),
         series_uid=elements.text("SeriesInstanceUID"),
         patient_id=elements.optional_text("PatientID"),
-        position_mm=position_mm(
-            elements.numbers("ImagePositionPatient", count=3), elements.numbers("ImageOrientationPatient", count=6)
-        ),
+        position_mm=position_mm(_origin_mm(elements), elements.numbers("ImageOrientationPatient", count=6)),
     )
+
+
+def _origin_mm(elements: Elements) -> list[float]:
+    origin_mm = elements.numbers("ImagePositionPatient", count=3)
+    if max(map(abs, origin_mm)) > MAX_COORDINATE_MM:
+        raise RejectedError("bad_value", "ImagePositionPatient")
+    return origin_mm
 
 
 def _read_elements(location: str) -> Elements:

@@ -26,6 +26,9 @@ NOISE_STD_HU: Final = 300
 NOISE_STEPS: Final = 0.8
 NOISE_SHARE: Final = 0.1
 MIN_NOISE_SIDE: Final = 64
+MIN_SLOPE, MAX_SLOPE = 1e-3, 1e3
+"""HU a stored step. Beyond, and below zero, a file says nothing about tissue; scanners write 1."""
+MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 20.0
 MAX_ASPECT: Final = 8
 """A frame is made square: a file of one row would else grow four-thousandfold."""
 
@@ -91,7 +94,8 @@ def read_image(location: str | Path) -> SliceImage:
     """Decode one file into HU.
 
     Raises:
-        RejectedError: a needed element is missing or impossible, or the pixels are cut, noise, constant or undecodable.
+        RejectedError: a needed element is missing or impossible, or the pixels are cut, noise, constant, all
+            beyond the limits of HU, or undecodable.
     """
     elements, encoding, frame = _read_frame(read_content(str(location)))
     stored = without_garbage(frame, encoding)
@@ -99,7 +103,7 @@ def read_image(location: str | Path) -> SliceImage:
     if statistics.minimum == statistics.maximum:
         raise RejectedError("noise_or_constant")
     hu, clipped_low, clipped_high = to_hu(stored, encoding, statistics)
-    if is_noise(hu):
+    if clipped_low + clipped_high == hu.size or is_noise(hu):
         raise RejectedError("noise_or_constant")
     return SliceImage(
         hu=squared(hu),
@@ -155,13 +159,13 @@ def read_encoding(elements: Elements) -> Encoding:
     if elements.optional_short("SamplesPerPixel") not in (None, 1):
         raise RejectedError("bad_value", "SamplesPerPixel")
     (slope,) = elements.numbers("RescaleSlope", count=1)
-    if slope == 0:
+    if not MIN_SLOPE <= slope <= MAX_SLOPE:
         raise RejectedError("bad_value", "RescaleSlope")
     (intercept,) = elements.numbers("RescaleIntercept", count=1)
     if abs(intercept) > 2**15:
         raise RejectedError("bad_value", "RescaleIntercept")
     row_mm, column_mm = elements.numbers("PixelSpacing", count=2)
-    if row_mm <= 0 or column_mm <= 0:
+    if min(row_mm, column_mm) < MIN_SPACING_MM or max(row_mm, column_mm) > MAX_SPACING_MM:
         raise RejectedError("bad_value", "PixelSpacing")
     return Encoding(
         rows=rows,
@@ -250,8 +254,7 @@ def _rescaled(stored: Frame, encoding: Encoding) -> Int32Image:
     if encoding.slope == 1 and intercept.is_integer():
         values += np.int32(intercept)
         return values
-    limits = np.iinfo(np.int32)
-    rescaled: Int32Image = np.rint(values * encoding.slope + intercept).clip(limits.min, limits.max).astype(np.int32)
+    rescaled: Int32Image = np.rint(values * encoding.slope + intercept).astype(np.int32)
     return rescaled
 
 

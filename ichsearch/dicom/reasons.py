@@ -6,11 +6,11 @@ In: a reason and, where that helps, an element's keyword. Out: `RejectedError`. 
 from typing import Any, Final
 
 REASONS: Final = {
-    "unreadable": "the storage refused it, or it is a link to nowhere, a pipe or a socket",
+    "unreadable": "the storage refused the file or the folder, or it is a link to nowhere, a pipe or a socket",
     "not_dicom": "no DICOM file",
     "damaged": "the header cannot be parsed",
     "not_ct_image": "another modality or object than a CT image",
-    "not_axial": "the slice normal points away from the body's axis (a localizer or a reformat)",
+    "not_axial": "a localizer, or the slice normal points away from the body's axis (a reformat)",
     "multi_frame": "more than one frame",
     "missing_tag": "a needed header element is missing",
     "bad_value": "a header element has a value that cannot be",
@@ -19,7 +19,7 @@ REASONS: Final = {
     "pip install 'ichsearch[codecs]'",
     "truncated_pixels": "fewer pixels than rows × columns",
     "decoder_crash": "the decoder gave up or crashed",
-    "noise_or_constant": "every pixel has the same value, or rows hold random values",
+    "noise_or_constant": "every pixel has the same value or lies beyond all HU, or rows hold random values",
     "conflicting_duplicate": "another file has the same SOPInstanceUID and other pixels",
 }
 

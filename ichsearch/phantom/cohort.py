@@ -8,12 +8,14 @@ import csv
 import hashlib
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -25,6 +27,8 @@ from ichsearch.phantom.mix import bleeding_patients
 from ichsearch.phantom.patient import Patient, Purpose, RenderedSlice, draw_patient, generator, render
 from ichsearch.phantom.scanner import Storage, stored_values
 
+LABELS_CSV: Final = "stage_2_train.csv"
+LABELS_ASIDE: Final = "stage_2_train.partial"
 Labels = dict[str, bool]
 Written = list[tuple[str, Labels]]
 """Identifier and labels of each slice of a patient, lowest slice first."""
@@ -62,19 +66,19 @@ def write_cohort(
 
     `workers` is the number of processes, by default one a CPU; they are spawned, so a script that calls this needs the
     usual `if __name__ == "__main__"`. `on_progress(done_patients, total)` is called after each patient. ConfigError if
-    `out` is not empty or a number is out of range; OSError if the disk refuses.
+    `out` is not empty or a number is out of range; OSError if the disk refuses. What fails or is stopped leaves `out`
+    as it was.
     """
     processes = (os.cpu_count() or 1) if workers is None else workers
     _check(out, patients, slices, matrix, processes)
     cohort = draw_cohort(patients, slices, seed, matrix, Design(hard, prevalence, even_position))
-    (out / "dicom").mkdir(parents=True)
     written: list[Written] = []
-    with _mapper(min(processes, patients)) as apply:
+    with _all_or_nothing(out), _mapper(min(processes, patients)) as apply:
         for result in apply(partial(_write_patient, out / "dicom"), cohort):
             written.append(result)
             if on_progress is not None:
                 on_progress(len(written), patients)
-    _write_labels(out / "stage_2_train.csv", dict(row for result in written for row in result))
+        _write_labels(out / LABELS_CSV, dict(row for result in written for row in result))
     positive = [sum(labels[ANY] for _, labels in result) for result in written]
     return CohortSummary(patients, patients * slices, sum(map(bool, positive)), sum(positive))
 
@@ -86,6 +90,23 @@ def _check(out: Path, patients: int, slices: int, matrix: int, workers: int) -> 
             raise ConfigError(f"{name} >= {low} must hold, but got {name}={value}; give a larger number")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"the output folder must be new or empty, but {out} is not; name another or remove it")
+
+
+@contextmanager
+def _all_or_nothing(out: Path) -> Iterator[None]:
+    """Make the folders, and on any error remove what is in them again, `out` too if it was new."""
+    was_there = out.exists()
+    try:
+        (out / "dicom").mkdir(parents=True)
+        yield
+    except BaseException:
+        shutil.rmtree(out / "dicom", ignore_errors=True)
+        with suppress(OSError):
+            for name in (LABELS_CSV, LABELS_ASIDE):
+                (out / name).unlink(missing_ok=True)
+            if not was_there:
+                out.rmdir()
+        raise
 
 
 def draw_cohort(patients: int, slices: int, seed: int, matrix: int, design: Design = PLAIN) -> list[Patient]:
@@ -144,7 +165,7 @@ def _opaque_id(*parts: object) -> str:
 
 def _write_labels(path: Path, labels: dict[str, Labels]) -> None:
     """The label table in the form of the challenge, complete or not there at all."""
-    aside = path.with_suffix(".partial")
+    aside = path.with_name(LABELS_ASIDE)
     with aside.open("w", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("ID", "Label"))

@@ -9,6 +9,7 @@ from typing import Final
 
 from jinja2 import Environment, StrictUndefined
 
+from ichsearch.errors import ConfigError
 from ichsearch.files import write_bytes, write_text
 from ichsearch.report.inspect_cohort import Cohort, read_cohort
 from ichsearch.report.inspect_page import Section
@@ -16,21 +17,36 @@ from ichsearch.report.inspect_sections import all_sections
 
 PAGE: Final = "index.html"
 TEMPLATE: Final = "inspect.html.j2"
+TITLE: Final = "<title>ichsearch inspect</title>"
+"""By it a page of ours is known."""
 
 
 def write_inspection(shards: Path, out: Path) -> Path:
     """Write the page of a folder of shards and its PNG files into `out`; returns the page's path.
 
     Raises:
-        DataError: the folder is not complete, or damaged.
+        ConfigError: `out` holds something else than an earlier page.
+        DataError: the folder of shards is not complete, or damaged.
     """
+    _check_out(out)
     cohort = read_cohort(shards)
     sections = all_sections(cohort)
+    write_text(out / PAGE, render(cohort, sections))  # first: by it a folder that was cut short is known again
     for section in sections:
         for picture in section.pictures:
             write_bytes(out / f"{picture.name}.png", picture.png)
-    write_text(out / PAGE, render(cohort, sections))
     return out / PAGE
+
+
+def _check_out(out: Path) -> None:
+    if not out.exists():
+        return
+    page = out / PAGE
+    if not out.is_dir() or (any(out.iterdir()) and not (page.is_file() and TITLE.encode() in page.read_bytes())):
+        raise ConfigError(
+            f"the page must go into a folder that is new, empty or holds an earlier page, but {out} does not; "
+            "name another with --out"
+        )
 
 
 def render(cohort: Cohort, sections: list[Section]) -> str:

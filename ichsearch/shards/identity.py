@@ -6,6 +6,7 @@ In: the key of this user, in a file of mode 0600 below `ICHSEARCH_HOME` (default
 import hmac
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -39,7 +40,7 @@ class Key:
 
 
 def load_key(home: Path) -> Key:
-    """The user's key, made on first use.
+    """The user's key, made on first use; it and `home` are closed to others where they are the user's own.
 
     Raises:
         ConfigError: the key file does not hold a key.
@@ -52,7 +53,17 @@ def load_key(home: Path) -> Key:
             file.flush()
             with suppress(FileExistsError):  # another process was first
                 os.link(file.name, path)
+    _close_to_others(home, 0o700)
+    _close_to_others(path, 0o600)
     secret = path.read_bytes()
     if len(secret) != KEY_BYTES:
         raise ConfigError(f"a key has {KEY_BYTES} bytes, but {path} has {len(secret)}; restore it, or remove it")
     return Key(secret)
+
+
+def _close_to_others(path: Path, mode: int) -> None:
+    """Give a path of the user's that others may enter or read `mode`; not a shared place such as `/tmp`."""
+    info = path.stat()
+    if info.st_uid == os.getuid() and info.st_mode & 0o077 and not info.st_mode & stat.S_ISVTX:
+        with suppress(OSError):  # some file systems know no permissions
+            path.chmod(mode)

@@ -151,8 +151,11 @@ def _by_identifier(identifiers: "pd.Index[str]", table: Bits) -> dict[str, Slice
 
 def _bits(rows: pd.DataFrame, names: list[str]) -> Bits:
     cells = rows[names]
-    bad = ~cells.isin(["0", "1"]).all(axis=1)
-    _refuse(bad, "a label must be 0 or 1", "holds one that is neither 0 nor 1")
+    good = cells.isin(["0", "1"])
+    bad = ~good.all(axis=1)
+    if bad.any():
+        column = names[int(good[bad].iloc[0].to_numpy().argmin())]
+        _refuse(bad, "a label must be 0 or 1", f"holds one that is neither 0 nor 1 in column {column}")
     return (cells == "1").to_numpy(dtype=np.int8)
 
 
@@ -186,6 +189,8 @@ def _cells(path: Path) -> pd.DataFrame:
     except OSError as error:
         reason = error.strerror or "it is damaged"
         raise DataError(f"the labels CSV must be readable, but it is not ({reason}); check --labels") from None
+    except pd.errors.EmptyDataError:
+        raise DataError("the labels CSV must have a header and rows, but it is empty; check --labels") from None
     except pd.errors.ParserError as error:
         line = re.search(r"in line (\d+)", str(error))
         where = f"near line {line[1]} it has more cells than its header" if line else "it is not (an open quote?)"

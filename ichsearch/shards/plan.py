@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from ichsearch.dicom.header import SliceHeader
+from ichsearch.dicom.reasons import RejectedError
 from ichsearch.shards.identity import Key
 from ichsearch.shards.labels_csv import SliceLabels
 from ichsearch.storage import FoundFile
@@ -79,24 +80,32 @@ def same_slice(sources: Iterable[SourceFile]) -> list[list[SourceFile]]:
 
 
 def drop_duplicates(
-    groups: Iterable[list[SourceFile]], image_of: Mapping[str, str]
+    groups: Iterable[list[SourceFile]], image_of: Mapping[str, str | RejectedError]
 ) -> tuple[list[SourceFile], int, list[Rejection]]:
-    """Of the files with one SOPInstanceUID keep a readable one; refuse them all if their images differ.
+    """Of the readable files with one SOPInstanceUID keep the first; refuse them all if their images differ.
 
-    `image_of` has a hash of the image of each location that is not alone, '' where there is none. Returns what is kept,
-    the number of its duplicates, and what is refused as `conflicting_duplicate`.
+    `image_of` has a hash of the image of each location that is not alone, or why it has none. Returns what is kept, the
+    number of its duplicates, and what is refused: unreadable copies, and those that are `conflicting_duplicate`. Where
+    no copy is readable the first is kept: it is refused, and its labels are counted, as if it were alone.
     """
     kept: list[SourceFile] = []
     duplicates = 0
-    conflicting: list[Rejection] = []
+    refused: list[Rejection] = []
     for files in groups:
         images = [image_of[file.location] for file in files] if len(files) > 1 else [""]
-        if len(set(images) - {""}) > 1:
-            conflicting += [Rejection(file.location, file.n_bytes, "conflicting_duplicate") for file in files]
-        else:
-            kept.append(files[images.index(max(images))])
-            duplicates += len(files) - 1
-    return sorted(kept), duplicates, conflicting
+        hashes = {image for image in images if isinstance(image, str)}
+        if not hashes:
+            images[0] = ""
+        readable = [file for file, image in zip(files, images, strict=True) if isinstance(image, str)]
+        if len(hashes) <= 1:
+            kept.append(readable[0])
+            duplicates += len(readable) - 1
+        for file, image in zip(files, images, strict=True):
+            if isinstance(image, RejectedError):
+                refused.append(Rejection(file.location, file.n_bytes, image.reason))
+            elif len(hashes) > 1:
+                refused.append(Rejection(file.location, file.n_bytes, "conflicting_duplicate"))
+    return sorted(kept), duplicates, refused
 
 
 def plan_shards(files: Iterable[LabelledFile], settings: str, size: int) -> list[ShardJob]:

@@ -85,8 +85,8 @@ def preprocess(
     with _alone(target, key):
         with ray_session(address):
             headed, unheaded = _read_headers(found, key, on_progress)
-            kept, duplicates, conflicting = _one_file_a_slice(headed)
-            quarantined = quarantine_rejected(unheaded + conflicting, key)
+            kept, duplicates, refused = _one_file_a_slice(headed)
+            quarantined = quarantine_rejected(unheaded + refused, key)
             if not kept:
                 raise nothing_readable(quarantined)
             files, missing = _labelled(kept, given, key)
@@ -198,16 +198,16 @@ def _one_file_a_slice(headed: list[SourceFile]) -> tuple[list[SourceFile], int, 
     return drop_duplicates(groups, image_of)
 
 
-def _image_hashes(locations: list[str]) -> list[tuple[str, str]]:
+def _image_hashes(locations: list[str]) -> list[tuple[str, str | RejectedError]]:
     return [(location, image_hash(location)) for location in locations]
 
 
-def image_hash(location: str) -> str:
-    """Equal for files of equal HU; '' when they cannot be read."""
+def image_hash(location: str) -> str | RejectedError:
+    """Equal for files of equal HU; of one that cannot be read, why not."""
     try:
         image = read_image(location)
-    except RejectedError:
-        return ""
+    except RejectedError as error:
+        return error
     return f"{len(image.hu)} {hash_of(image.hu)}"
 
 

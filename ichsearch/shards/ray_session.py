@@ -5,6 +5,8 @@ In: an address, functions and their jobs. Out: results, in the order in which th
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ Result = TypeVar("Result")
 
 TASKS_PER_CPU: Final = 2
 """Queued tasks a core: enough that no core waits for the driver, few enough that results do not pile up."""
+HOST_AND_PORT: Final = re.compile(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)")
+ANSWER_SECONDS: Final = 10
 
 
 @contextmanager
@@ -38,17 +42,30 @@ def ray_session(address: str | None = None) -> Iterator[str]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a trial without GPUs leaves the variables alone
     where = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_answers(where)
     try:
         context = ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
     except Exception as error:  # a node that does not start in time is a plain Exception
-        raise ClusterError(
-            f"a Ray cluster must answer at {where!r}, but none does ({error}); check --address"
-        ) from error
+        raise _no_cluster(where, error) from error
     _protect_token()
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
     finally:
         ray.shutdown()
+
+
+def _check_answers(where: str) -> None:
+    """Refuse an address with a port at which nothing listens: Ray would wait for it for ever."""
+    if not (place := HOST_AND_PORT.fullmatch(where)):
+        return
+    try:
+        socket.create_connection((place[1], int(place[2])), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:  # no answer, no such port, no name
+        raise _no_cluster(where, error) from error
+
+
+def _no_cluster(where: str, error: Exception) -> ClusterError:
+    return ClusterError(f"a Ray cluster must answer at {where!r}, but none does ({error}); check --address")
 
 
 def _protect_token() -> None:
