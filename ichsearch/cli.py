@@ -225,27 +225,29 @@ def _print_counts(manifest: "Manifest") -> None:
 @app.command("lr-find")
 def lr_find(
     data: Annotated[Path, typer.Option(help="Folder of shards.")],
-    backbone: Annotated[str, typer.Option(help="alexnet or any model of timm.")],
+    backbone: Annotated[str, typer.Option(help="Any model of timm or torchvision.")],
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
     size: Annotated[int, typer.Option(min=16)] = 256,
     channels: Annotated[str, typer.Option(help="hu, windows, neighbours or hist.")] = "windows",
-    steps: Annotated[int, typer.Option(min=20, help="Training steps from the lowest to the highest rate.")] = 100,
+    steps: Annotated[
+        int | None, typer.Option(min=20, help="Training steps from the lowest to the highest rate; default 100.")
+    ] = None,
     folder: Annotated[Path, typer.Option("--out", help="Where the curve goes, as JSON and PNG.")] = Path("lr_finder"),
 ) -> None:
     """Find a learning rate for a backbone from scratch: one short run over rising rates, its curve, one suggestion."""
     from pydantic import ValidationError
 
     from ichsearch.data.cache import open_slices
+    from ichsearch.data.channels import CHANNELS
     from ichsearch.data.split import make_split
     from ichsearch.files import write_json
     from ichsearch.model.backbones import check_backbone
     from ichsearch.report.lr_plot import draw_curve
     from ichsearch.search.console import lr_line
     from ichsearch.search.run_folder import curve_name
-    from ichsearch.train.config import InputConfig
-    from ichsearch.train.lr_finder import find_lr
+    from ichsearch.train.config import InputConfig, TrialFailedError
+    from ichsearch.train.lr_finder import STEPS, find_lr
 
-    check_backbone(backbone, size)
     try:
         config = InputConfig.model_validate(
             {"backbone": backbone, "batch_size": batch_size, "size": size, "channels": channels}
@@ -253,11 +255,12 @@ def lr_find(
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--{first['loc'][0]}: {first['msg']}, but got {first['input']!r}") from None
+    check_backbone(backbone, size, channels=CHANNELS[config.channels])
     slices = open_slices(data, size)
     split = make_split(slices.table, slices.fingerprint, seed=0)
     try:
-        curve = find_lr(config, slices, split, steps=steps)
-    except (RuntimeError, ValueError) as error:
+        curve = find_lr(config, slices, split, steps=steps or STEPS)
+    except (RuntimeError, ValueError, TrialFailedError) as error:
         raise ConfigError(f"{backbone} cannot be trained on {size} px in batches of {batch_size}: {error}") from error
     path = folder / curve_name(config)
     write_json(path, curve.model_dump())

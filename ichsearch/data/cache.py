@@ -199,6 +199,8 @@ def _make_room(cache: Path, *, needed_bytes: int) -> None:
 
 def _quota(cache: Path) -> int:
     if limit := os.environ.get("ICHSEARCH_CACHE_BYTES"):
+        if not limit.isdecimal():
+            raise ConfigError(f"ICHSEARCH_CACHE_BYTES must be a whole number of bytes, but is {limit!r}; mend it")
         return int(limit)
     where = next(path for path in (cache, *cache.parents) if path.is_dir())
     return int(DEFAULT_SHARE_OF_DISK * (shutil.disk_usage(where).free + _used(cache)))

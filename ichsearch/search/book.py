@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ichsearch.search.domains import Scalar
 from ichsearch.search.journal import make_sampler, open_study
 from ichsearch.search.run_folder import RunFolder, TrialRecord
-from ichsearch.search.space import FINITE, Space
+from ichsearch.search.space import Space
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.metrics import LOWER_IS_BETTER
 from ichsearch.train.trial import TrialResult
@@ -158,13 +158,11 @@ class Book:
     def _configured(self, drawn: dict[str, Scalar]) -> tuple[TrialConfig, dict[str, Any]]:
         """The configuration of what was drawn, and the drawn parameters with a factor under its own name."""
         space = self._space
-        inputs: dict[str, Any] = {name: drawn[name] for name in FINITE if name in drawn}
-        inputs |= {"task": space.task, "seed": space.seed}
         lr = float(drawn["lr"])
         if space.lr_is_factor(drawn):
-            lr *= self._suggest_lr(InputConfig.model_validate(inputs))
-        config = {**drawn, **inputs, "lr": lr, "epochs": space.epochs, "metric": space.metric}
-        return TrialConfig.model_validate(config), self._named(drawn)
+            lr *= self._suggest_lr(space.input_config(drawn))
+        run = {"task": space.task, "seed": space.seed, "epochs": space.epochs, "metric": space.metric}
+        return TrialConfig.model_validate({**drawn, **run, "lr": lr}), self._named(drawn)
 
     def _named(self, drawn: dict[str, Scalar]) -> dict[str, Any]:
         """What was drawn, a factor of the learning rate under its own name."""

@@ -4,6 +4,7 @@ In: the content of a space file. Out: a validated `Space` that turns Optuna tria
 """
 
 import difflib
+from collections.abc import Mapping
 from itertools import product
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -18,6 +19,7 @@ from ichsearch.model.weights import Policy
 from ichsearch.phantom.design import Prevalence
 from ichsearch.search.domains import Choice, Constant, Factor, Parameter, Scalar, as_list
 from ichsearch.train.config import InputConfig, TrialConfig
+from ichsearch.train.lr_finder import FEWEST_STEPS, SEARCH_STEPS
 from ichsearch.train.metrics import Metric, is_defined
 
 SEARCHED: Final = (
@@ -46,7 +48,7 @@ class Resources(_Section):
 class LrFinder(_Section):
     """How the LR finder's stage runs."""
 
-    steps: int = Field(60, ge=20, le=1000, description="training steps of one range test")
+    steps: int = Field(SEARCH_STEPS, ge=FEWEST_STEPS, le=1000, description="training steps of one range test")
 
 
 class PhantomCohort(_Section):
@@ -103,6 +105,11 @@ class Space(_Section):
             raise _rule(["metric"], f"the metric must be defined for task {self.task}, but {self.metric} is not")
         if "fine_tune" not in self._values("schedule"):
             return
+        if self.pretrained == "no":
+            raise _rule(
+                ["parameters", "schedule"],
+                "fine_tune freezes a pretrained body, but pretrained is no; say auto or require",
+            )
         frozen = max(self._values("frozen_epochs") or [TrialConfig.model_fields["frozen_epochs"].default])
         if frozen >= self.epochs:
             raise _rule(
@@ -163,8 +170,14 @@ class Space(_Section):
             drawn = dict(zip(free, values, strict=True))
             for more in product(*(self._possible(name, drawn) for name in tied)):
                 full = drawn | dict(zip(tied, more, strict=True))
-                configs[InputConfig.model_validate({**full, "task": self.task, "seed": self.seed})] = None
+                configs[self.input_config(full)] = None
         return list(configs)
+
+    def input_config(self, drawn: Mapping[str, Scalar]) -> InputConfig:
+        """What the LR finder is asked for drawn parameters; its slices are all that any trial may train on."""
+        seen = {name: drawn[name] for name in FINITE if name in drawn}
+        brain = {"min_brain": min(self._values("min_brain"))} if "min_brain" in self.parameters else {}
+        return InputConfig.model_validate({**seen, **brain, "task": self.task, "seed": self.seed})
 
     def _possible(self, name: str, drawn: dict[str, Scalar]) -> list[Scalar]:
         parameter = self.parameters[name]

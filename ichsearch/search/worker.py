@@ -76,7 +76,15 @@ def trainable(assignment: Assignment) -> Callable[[dict[str, Any]], None]:
             slices = open_slices(assignment.shards, config.size)
             split = Split.model_validate(read_json(assignment.folder.split))
             weights = assignment.weights[config.backbone]
-            result = run_trial(config, slices, split, folder, weights=weights, on_epoch=_report_epoch, checkpoint_every_s=CHECKPOINT_EVERY_S)
+            result = run_trial(
+                config,
+                slices,
+                split,
+                folder,
+                weights=weights,
+                on_epoch=_report_epoch,
+                checkpoint_every_s=CHECKPOINT_EVERY_S,
+            )
             (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
             tune.report({"score": result.score, "reason": ""})
         except TrialFailedError as error:

@@ -25,6 +25,10 @@ from ichsearch.train.setup import make_training, parts_of, pick_device
 START_LR: Final = 1e-7
 END_LR: Final = 10.0
 STEPS: Final = 100
+"""As fastai's."""
+FEWEST_STEPS: Final = 20
+SEARCH_STEPS: Final = 60
+"""Of the stage in a search, which must cost little beside its trials."""
 STOP_FACTOR: Final = 4.0
 FALLBACK_LR: Final = 1e-3
 """AdamW's usual rate, for a curve that suggests nothing plausible."""
@@ -56,11 +60,18 @@ def find_lr(
     device: torch.device | None = None,
     steps: int = STEPS,
 ) -> LrCurve:
-    """Run the range test on a model of its own, which is thrown away; a trial's state is never touched."""
-    device = device or pick_device()
+    """Run the range test on a model of its own, which is thrown away; random states come back to the bit."""
+    with torch.random.fork_rng():
+        return _find_lr(config, slices, split, weights, device or pick_device(), steps)
+
+
+def _find_lr(
+    config: InputConfig, slices: SliceSet, split: Split, weights: Path | None, device: torch.device, steps: int
+) -> LrCurve:
     rows = parts_of(slices, split, config.min_brain, config.task).train
     training = make_training(config, slices, rows, weights, device)
     training.model.train()
+    torch.manual_seed(config.seed)  # whatever was drawn before: dropout is the same
     batches = _endless(training.batches)
 
     def step(lr: float) -> float:
@@ -85,8 +96,7 @@ def range_test(
 ) -> tuple[list[float], list[float]]:
     """Train at exponentially rising rates; returns the rates and the smoothed losses, at most `steps` of each.
 
-    It ends with the first loss that is more than `stop_factor` times the best or no number, which is still returned. On
-    a model that is needed later, run it within `restored`.
+    It ends with the first loss that is more than `stop_factor` times the best or no number, which is still returned.
 
     Args:
         step: does one training step at a learning rate and returns the loss before it.

@@ -61,7 +61,7 @@ class Stepper:
         try:
             loss = self.micro.run(lambda size: self._gradients(inputs, labels, size))
         except ValueError as error:
-            if self.micro.size > 1:
+            if len(inputs) // len(_pieces(inputs, self.micro.size)) > 1:
                 raise
             raise TrialFailedError("out_of_memory", "its BatchNorm needs two slices at a time") from error
         if self._clip_norm:

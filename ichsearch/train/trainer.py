@@ -62,7 +62,8 @@ class Trainer:
     ) -> None:
         self._config, self._folder, self._checkpoint_every_s = config, folder, checkpoint_every_s
         parts = parts_of(slices, split, config.min_brain, config.task)
-        self._validation = Batches(slices, parts.validation, config.recipe, device)  # first: training takes what is left
+        # Before the training: that finds out how large a batch fits into what is left of a GPU's memory.
+        self._validation = Batches(slices, parts.validation, config.recipe, device)
         self.validation_rows = parts.validation
         self.truth = slices.labels[parts.validation][:, [LABELS.index(name) for name in config.labels]]
         self._patients = slices.table["patient"].to_numpy(np.str_)[parts.validation]
