@@ -13,9 +13,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 from slice_sets import as_slice_set, make_rows, split_of, write_shards
 
 from ichsearch.data.cache import open_slices
+from ichsearch.data.tasks import Task
 from ichsearch.errors import NoTrialFinishedError
 from ichsearch.files import write_json
-from ichsearch.labels import LABELS
+from ichsearch.labels import LABELS, SUBTYPES
 from ichsearch.report import bootstrap
 from ichsearch.report.baselines import position_baseline
 from ichsearch.report.bootstrap import (
@@ -57,9 +58,10 @@ def add_trial(
     reason: str = "",
     weights: str = "scratch",
     scores: dict[str, float | None] | None = None,
+    task: Task = "multilabel",
 ) -> None:
     """Leave the files of a trial: finished with `value`, or failed for `reason` when that is None."""
-    config = TrialConfig(backbone="resnet18", batch_size=16, size=32, epochs=3, lr=0.004, metric=metric)
+    config = TrialConfig(backbone="resnet18", batch_size=16, size=32, epochs=3, lr=0.004, metric=metric, task=task)
     folder.write_record(
         TrialRecord(
             trial=name,
@@ -373,11 +375,45 @@ def test_the_summary_sets_the_best_trial_beside_the_position(
     baseline = position_baseline(position[parts.train], slices.labels[parts.train], position[parts.validation])
     expected = roc_auc_score(truth[:, 5], baseline[:, 5])
     assert summary.position_auroc == pytest.approx(expected)
+    assert summary.difference is not None
     assert summary.difference.value == pytest.approx(1 - expected)
     assert (folder.root / "summary.json").is_file()
     assert "it beats a rule that sees no image" in summary_text(summary)
     unsure = summary._replace(difference=summary.difference._replace(low=-0.01))
     assert "is not shown to beat" in summary_text(unsure)
+
+
+@pytest.mark.parametrize("kinds", [5, 1])
+def test_the_summary_of_subtypes_judges_the_most_frequent_or_none(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: int
+) -> None:
+    monkeypatch.setenv("ICHSEARCH_CACHE", str(tmp_path / "cache"))
+    rows = make_rows(patients=45, slices=6, size=32)
+    for row in rows if kinds == 1 else []:  # one subtype only: nothing to tell apart
+        row.update({label: int(label == "subdural" and bool(row["any"])) for label in SUBTYPES})
+    write_shards(tmp_path / "shards", rows, 32)
+    slices = open_slices(tmp_path / "shards", 32)
+    split = split_of(slices)
+    write_json(folder.split, split.model_dump())
+    parts = parts_of(slices, split, 0.0, "positives")
+    table, truth = slices.table.iloc[parts.validation], slices.labels[parts.validation][:, :5]
+    scores = score(truth, 0.1 + 0.8 * truth, SUBTYPES, table["patient"].to_numpy(np.object_))
+    add_trial(folder, "best", 1.0, metric="accuracy_multi", scores=scores, task="positives")
+    predictions = pd.DataFrame({"slice": table["slice"].to_numpy(), "patient": table["patient"].to_numpy()})
+    for column, label in enumerate(SUBTYPES):
+        predictions[f"label_{label}"], predictions[f"probability_{label}"] = truth[:, column], truth[:, column]
+    predictions.to_parquet(folder.trial("best") / "predictions.parquet")
+
+    summary = summarise(folder, tmp_path / "shards")
+
+    assert (folder.root / "summary.json").is_file()
+    assert "accuracy_multi 1.000" in summary_text(summary)
+    if kinds == 1:
+        assert summary.difference is None
+        assert "nothing to compare it with" in summary_text(summary)
+    else:
+        assert truth[:, SUBTYPES.index(summary.label)].sum() == truth.sum(axis=0).max()
+        assert summary.difference is not None
 
 
 def test_a_run_without_a_finished_trial_has_no_summary(folder: RunFolder, tmp_path: Path) -> None:

@@ -14,6 +14,12 @@ from ichsearch.search.space_file import differences, find_space, load_space, sav
 WRONG = {
     "unknown key": ("epochs: 2", "epoch: 2", 4, "unknown key 'epoch'; did you mean epochs"),
     "unknown key of a section": ("{steps: 20}", "{stepps: 20}", 6, "unknown key 'stepps'; did you mean steps"),
+    "key in the wrong place": (
+        "  size: 32",
+        "  size: 32\n  epochs: 3",
+        15,
+        "it belongs beside `parameters`, not below it",
+    ),
     "unknown parameter": ("  size: 32", "  sise: 32", 14, "unknown parameter 'sise'; did you mean size"),
     "unknown key of a domain": ("[0.0, 1.0]}", "[0.0, 1.0], lag: true}", 16, "unknown key 'lag'; did you mean log"),
     "wrong type": ("epochs: 2", "epochs: two", 4, "valid integer.*'two'"),

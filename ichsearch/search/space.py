@@ -6,7 +6,7 @@ In: the content of a space file. Out: a validated `Space` that turns Optuna tria
 import difflib
 from collections.abc import Mapping
 from itertools import product
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -87,6 +87,8 @@ class Space(_Section):
             if name not in SEARCHED:
                 near = difflib.get_close_matches(name, SEARCHED, n=1)
                 hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SEARCHED)}"
+                if name in type(self).model_fields:
+                    hint = "it belongs beside `parameters`, not below it"
                 raise _rule(["parameters", name], f"unknown parameter {name!r}; {hint}")
         for name in REQUIRED:
             if name not in self.parameters:
@@ -101,8 +103,13 @@ class Space(_Section):
 
     def _check_whole(self) -> None:
         """Rules of a trial that bind a parameter to the run."""
-        if not is_defined(self.metric, task_labels(self.task)):
-            raise _rule(["metric"], f"the metric must be defined for task {self.task}, but {self.metric} is not")
+        labels = task_labels(self.task)
+        if not is_defined(self.metric, labels):
+            fitting = ", ".join(metric for metric in get_args(Metric) if is_defined(metric, labels))
+            raise _rule(
+                ["metric"],
+                f"the metric must be defined for task {self.task}, but {self.metric} is not; say one of {fitting}",
+            )
         if "fine_tune" not in self._values("schedule"):
             return
         if self.pretrained == "no":

@@ -85,7 +85,7 @@ class TrialConfig(InputConfig):
     start_divisor: float = Field(25.0, ge=1, description="one_cycle: lr over the first rate")
     end_divisor: float = Field(1e5, ge=1, description="one_cycle: lr over the last rate")
     lr_spread: float = Field(100.0, ge=1, description="fine_tune: the head's rate over that of the earliest layers")
-    frozen_epochs: int = Field(1, ge=1, description="fine_tune: epochs in which the pretrained body is frozen")
+    frozen_epochs: int = Field(1, ge=1, description="fine_tune: epochs in which a pretrained body is frozen")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

@@ -69,7 +69,7 @@ class Trainer:
         self._patients = slices.table["patient"].to_numpy(np.str_)[parts.validation]
         self._training = make_training(config, slices, parts.train, weights, device)
         self._evaluated = MicroBatch(2 * self._training.stepper.micro.size)  # nothing is kept for a backward pass
-        self._plan = phases(config)
+        self._plan, self._pretrained = phases(config), weights is not None
         self._guard = LossGuard()
         records: dict[str, Any] = {"epochs": [], "best": None, "within": None}
         self._state = TrainState(self._training.model, self._training.optimizer, {}, records)
@@ -124,7 +124,7 @@ class Trainer:
             torch.manual_seed(self._config.seed * 1_000_003 + epoch)  # dropout; whoever resumes here draws the same
         self._resumed = False
         phase, _ = phase_of(self._plan, epoch)
-        (freeze_body if phase.body_frozen else unfreeze)(self.model)
+        (freeze_body if phase.body_frozen and self._pretrained else unfreeze)(self.model)
         train_loss, trained_s = self._train(epoch, **within)
         self._state.records["within"] = None
         start_s = time.monotonic()
