@@ -14,7 +14,7 @@ from torch import Tensor
 from ichsearch.data.augment import Augmentation, apply, draw
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.channels import CHANNELS, Channels, InputMaker, depth
-from ichsearch.data.held import ReusedBuffer, hold
+from ichsearch.data.held import ReusedBuffer, Rows, hold
 from ichsearch.data.sampling import Sampler, epoch_order, seed_of
 from ichsearch.data.tasks import Task, task_columns
 
@@ -52,7 +52,8 @@ class Batches:
         self._pixels = hold(slices.hu, sources, device)
         self._maker = InputMaker(recipe.channels, slices.hist_breaks, device)
         self._inputs = ReusedBuffer(torch.float32, device)
-        self._augmented = ReusedBuffer(torch.float32, device)
+        self._floats = ReusedBuffer(torch.float32, device)
+        self._sides = slices.hu.shape[1:]
 
     @property
     def steps(self) -> int:
@@ -71,7 +72,7 @@ class Batches:
         order = self._pixels.arranged(epoch_order(self._truth, recipe.task, recipe.sampler, rng), rng)
         for step in range(first_step, self.steps):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            inputs = self._made(self._changed(self._pixels.gather(chosen), epoch, step))
+            inputs = self._augmented(chosen, epoch, step) if recipe.augmentation.strength else self._plain(chosen)
             yield inputs, self.labels[torch.from_numpy(chosen).to(self._device)]
 
     def evaluate(self) -> Iterator[Tensor]:
@@ -79,18 +80,29 @@ class Batches:
         places = np.arange(len(self._truth))
         size = 2 * self._recipe.batch_size
         for start in range(0, len(places), size):
-            yield self._made(self._pixels.gather(places[start : start + size]))
+            yield self._plain(places[start : start + size])
 
-    def _changed(self, hu: Tensor, epoch: int, step: int) -> Tensor:
-        """(B, K, S, S) HU after augmentation: float32, or as they came when nothing is to be drawn."""
-        augmentation = self._recipe.augmentation
-        if augmentation.strength == 0:
-            return hu
+    def _augmented(self, chosen: Rows, epoch: int, step: int) -> Tensor:
+        """(B, C, S, S) inputs of HU that were changed as drawn for this step."""
+        hu = self._pixels.gather(chosen)
         state = seed_of(self._recipe.seed, epoch, step).generate_state(1, np.uint64)
-        drawn = draw(len(hu), augmentation, torch.Generator().manual_seed(int(state[0])))
-        return apply(self._augmented.of_shape(*hu.shape).copy_(hu), drawn)
+        drawn = draw(len(hu), self._recipe.augmentation, torch.Generator().manual_seed(int(state[0])))
+        return self._made(apply(self._floats.of_shape(*hu.shape).copy_(hu), drawn))
+
+    def _plain(self, chosen: Rows) -> Tensor:
+        """(B, C, S, S) inputs of HU as they are: made one by one where gathering them first would be a copy more."""
+        one_by_one = self._pixels.each(chosen)
+        if one_by_one is None:
+            return self._made(self._pixels.gather(chosen))
+        inputs = self._of_shape(len(chosen))
+        for hu, one in zip(one_by_one, torch.split(inputs, 1), strict=True):
+            self._maker.fill_block(hu, one)
+        return inputs
 
     def _made(self, hu: Tensor) -> Tensor:
-        inputs = self._inputs.of_shape(len(hu), CHANNELS[self._recipe.channels], *hu.shape[2:])
+        inputs = self._of_shape(len(hu))
         self._maker.fill(hu, inputs)
         return inputs
+
+    def _of_shape(self, length: int) -> Tensor:
+        return self._inputs.of_shape(length, CHANNELS[self._recipe.channels], *self._sides)

@@ -65,9 +65,10 @@ class InputMaker:
         """Make the inputs of (B, K, S, S) HU in `out`, (B, C, S, S) float32, both on the maker's device."""
         step = max(1, BLOCK_PIXELS // hu[0, 0].numel()) if self._on_cpu else len(hu)
         for start in range(0, len(hu), step):
-            self._fill_block(hu[start : start + step], out[start : start + step])
+            self.fill_block(hu[start : start + step], out[start : start + step])
 
-    def _fill_block(self, hu: Tensor, out: Tensor) -> None:
+    def fill_block(self, hu: Tensor, out: Tensor) -> None:
+        """The same in one piece: for as few images as stay in a CPU's cache."""
         if not self._windows:
             self._fill_hist(hu, out)
         elif len(self._windows) == 1:

@@ -3,6 +3,8 @@
 In: the pixels of a `SliceSet`, and the rows of them that make each place of the part. Out: int16 HU on the device.
 """
 
+import warnings
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 import numpy as np
@@ -25,6 +27,9 @@ class HeldPixels(Protocol):
 
     def gather(self, chosen: Rows) -> Tensor:
         """(B, K, S, S) int16 HU of (B,) places, on the device; it may be overwritten by the next ones."""
+
+    def each(self, chosen: Rows) -> Iterator[Tensor] | None:
+        """(1, K, S, S) int16 HU of each of (B,) places as it lies in memory; None if it does not."""
 
     def arranged(self, order: Rows, rng: np.random.Generator) -> Rows:
         """An epoch's (N,) places in an order in which they are read fast."""
@@ -73,6 +78,9 @@ class ResidentPixels:
         places = self._places[torch.from_numpy(chosen).to(self._places.device)]
         return self._hu.index_select(0, places.flatten()).view(*places.shape, *self._hu.shape[1:])
 
+    def each(self, chosen: Rows) -> None:
+        """See `HeldPixels`."""
+
     def arranged(self, order: Rows, rng: np.random.Generator) -> Rows:  # noqa: ARG002 - any order is fast
         """See `HeldPixels`."""
         return order
@@ -88,6 +96,7 @@ class HostPixels:
     def __init__(self, hu: Images, sources: Rows, device: torch.device) -> None:
         self._hu, self._sources, self._device = hu, sources, device
         self._on_gpu = device.type == "cuda"
+        self._mapped = None if self._on_gpu or isinstance(hu, SliceStream) else _as_tensor(hu)
         host = torch.device("cpu")
         self._buffers = [ReusedBuffer(torch.int16, host, pinned=self._on_gpu) for _ in range(1 + self._on_gpu)]
         self._copied = [torch.cuda.Event() for _ in self._buffers] if self._on_gpu else []  # type: ignore[no-untyped-call]
@@ -105,6 +114,12 @@ class HostPixels:
         copied.record(torch.cuda.current_stream(self._device))
         return on_device
 
+    def each(self, chosen: Rows) -> Iterator[Tensor] | None:
+        """See `HeldPixels`."""
+        if self._mapped is None:
+            return None
+        return (_of_rows(self._mapped, rows)[None] for rows in self._sources[chosen].tolist())
+
     def arranged(self, order: Rows, rng: np.random.Generator) -> Rows:
         """See `HeldPixels`."""
         if isinstance(self._hu, SliceStream):
@@ -115,6 +130,18 @@ class HostPixels:
         hu = buffer.of_shape(*rows.shape, *self._hu.shape[1:])
         _take(self._hu, rows, hu.numpy())
         return hu
+
+
+def _as_tensor(hu: npt.NDArray[np.int16]) -> Tensor:
+    """The array's own memory, which nobody may write to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(hu)
+
+
+def _of_rows(slices: Tensor, rows: list[int]) -> Tensor:
+    """(K, S, S) slices, without a copy where their rows follow each other."""
+    return slices[rows[0] : rows[-1] + 1] if rows[-1] - rows[0] == len(rows) - 1 else slices[rows]
 
 
 def _take(hu: Images, rows: Rows, out: npt.NDArray[np.int16]) -> None:
