@@ -224,7 +224,7 @@ def _show(figures: Figures, *, gpu: bool) -> None:
     setting = figures["setting"]
     console.print(
         f"{setting['size']} px, batches of {setting['batch_size']}, {setting['rounds']} interleaved rounds; median "
-        f"[min–max]; {setting['device']}, {setting['threads']} threads, load average {setting['load_average']}"
+        f"\\[min–max]; {setting['device']}, {setting['threads']} threads, load average {setting['load_average']}"
     )
     kind, unit = ("images_per_s", "images/s") if gpu else ("seconds", "s")
     table = Table("backbone", *next(iter(figures["backbones"].values()))[kind], "ratio")
