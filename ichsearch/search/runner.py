@@ -153,7 +153,7 @@ def _lr_stage(
 ) -> dict[InputConfig, LrCurve]:
     """The LR finder's curve of every configuration that needs one; those of an earlier start are kept."""
     configs = space.input_configs()
-    curves = {config: curve for config in configs if (curve := _known_curve(assignment.folder.curve(config), config))}
+    curves = {config: curve for config in configs if (curve := _known_curve(config, assignment))}
     missing = [config for config in configs if config not in curves]
     if missing:
         watchers.say(console.lr_opening(len(missing)))
@@ -164,9 +164,13 @@ def _lr_stage(
     return curves
 
 
-def _known_curve(path: Path, config: InputConfig) -> LrCurve | None:
+def _known_curve(config: InputConfig, assignment: Assignment) -> LrCurve | None:
+    """The curve of an earlier start, unless it failed, or the model starts from other weights now."""
+    path = assignment.folder.curve(config)
     curve = LrCurve.model_validate(read_json(path)) if path.is_file() else None
-    return curve if curve and curve.config == config and not curve.failure else None
+    if curve is None or curve.failure or curve.config != config:
+        return None
+    return curve if curve.pretrained == (assignment.weights[config.backbone] is not None) else None
 
 
 def _run_trials(

@@ -48,6 +48,7 @@ class LrCurve(BaseModel):
     suggestions: dict[str, float]
     lr: float
     guarded: bool
+    pretrained: bool = False
     failure: str = ""
 
 
@@ -78,7 +79,8 @@ def _find_lr(
         set_step(training.optimizer, (lr,) * GROUPS, MOMENTUM)  # Adam's usual one, as in fastai: no cycle yet
         return float(training.stepper.step(*next(batches)))
 
-    return read_curve(config, *range_test(step, steps), steps)
+    curve = read_curve(config, *range_test(step, steps), steps)
+    return curve.model_copy(update={"pretrained": weights is not None})
 
 
 def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
