@@ -364,21 +364,35 @@ def test_every_choice_of_a_recipe_trains(
     assert list(stored)[2:] == [f"{kind}_{label}" for label in config.labels for kind in ("label", "probability")]
 
 
-def test_a_frozen_body_stays_and_its_norms_and_head_move(slices: SliceSet, split: Split, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_pretrained_body_is_frozen_at_first_but_for_its_norms(
+    slices: SliceSet, split: Split, tmp_path: Path, pretrained: bool
+) -> None:
     config = TrialConfig.model_validate(CONFIG.model_dump() | {"schedule": "fine_tune", "metric": "log_loss"})
     seen: list[dict[str, torch.Tensor]] = []
     start = {name: value.clone() for name, value in make_model(config, None, CPU).state_dict().items()}
+    weights = tmp_path / "weights.safetensors"
+    save_file(start, weights)
 
     def keep(record: dict[str, Any]) -> None:
-        if record["epoch"] == 1:
-            seen.append(load_file(next((tmp_path / "checkpoint").iterdir()) / "model.safetensors"))
-            raise StoppedError
+        name = f"epoch-{record['epoch']:03d}"
+        seen.append(load_file(tmp_path / "trial" / "checkpoint" / name / "model.safetensors"))
+        raise StoppedError
 
     with pytest.raises(StoppedError):
-        run_trial(config, slices, split, tmp_path, device=CPU, on_epoch=keep, checkpoint_every_s=0)
+        run_trial(
+            config,
+            slices,
+            split,
+            tmp_path / "trial",
+            weights=weights if pretrained else None,
+            device=CPU,
+            on_epoch=keep,
+            checkpoint_every_s=0,
+        )
     moved = {name for name, value in seen[0].items() if not torch.equal(value, start[name])}
     assert {"fc.weight", "fc.bias", "bn1.weight", "bn1.running_mean"} <= moved
-    assert not {name for name in moved if start[name].ndim == 4}
+    assert bool({name for name in moved if start[name].ndim == 4}) is not pretrained
 
 
 def test_the_seed_decides_the_random_weights() -> None:
