@@ -19,8 +19,6 @@ from ichsearch.model.heads import Head, feature_form, with_concat_pool
 from ichsearch.model.loading import load_state
 from ichsearch.model.states import UNREADABLE, fitting_state, read_state
 
-__all__ = ["Head", "check_backbone", "create_model", "known_backbones", "parameters_m", "to_device"]
-
 STEPS_PX: Final = (14, 16, 32)
 """Patches, strides and windows of nearly all backbones divide a multiple of one of these."""
 

@@ -62,13 +62,13 @@ class InputConfig(BaseModel):
     @property
     def recipe(self) -> Recipe:
         """How slices become batches to train on."""
-        kinds = [kind for kind in get_args(Kind) if kind in self.augmentations.split("+")]
+        drawn = {"strength": self.augment, "kinds": self.augmentations.split("+")}
         sampler: Sampler = "balanced" if self.imbalance == "sampler" else "shuffled"
         return Recipe(
             batch_size=self.batch_size,
             channels=self.channels,
             task=self.task,
-            augmentation=Augmentation(strength=self.augment, kinds=tuple(kinds)),
+            augmentation=Augmentation.model_validate(drawn),
             sampler=sampler,
             seed=self.seed,
         )

@@ -13,18 +13,17 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 import argparse
 import json
 import platform
-import statistics
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from time import process_time
 from typing import Any, Final
 
 import timm
 import torch
+from measuring import cpu_model, new_table, ratio, spread, spread_text
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -77,13 +76,11 @@ def _options() -> argparse.Namespace:
 
 
 def _setting(options: argparse.Namespace) -> Figures:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return {
         "batch_size": options.batch_size,
         "channels": options.channels,
         "rounds": options.rounds,
-        "cpu": cpu,
+        "cpu": cpu_model(),
         "load_average": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
@@ -106,8 +103,12 @@ def _share(name: str, options: argparse.Namespace) -> Figures:
         "paper_kinds_by_torch": _torch_batch(images),
     }
     seconds = _interleaved(work, options.rounds)
-    shares = {f"{part}_percent": _ratio(seconds[part], seconds["step"], 100) for part in work if part != "step"}
-    return {f"{part}_ms": _spread([1000 * value for value in values]) for part, values in seconds.items()} | shares
+    shares = {
+        f"{part}_percent": ratio([100 * value for value in seconds[part]], seconds["step"])
+        for part in work
+        if part != "step"
+    }
+    return {f"{part}_ms": spread([1000 * value for value in values]) for part, values in seconds.items()} | shares
 
 
 def _training_step(name: str, inputs: Tensor) -> Callable[[], None]:
@@ -148,8 +149,8 @@ def _peers(rounds: int) -> Figures:
     )
     return {
         name: {
-            "images_per_s": _spread([PEER_IMAGES / value for value in values]),
-            "ichsearch_over_it": _ratio(values, seconds["ichsearch"]),
+            "images_per_s": spread([PEER_IMAGES / value for value in values]),
+            "ichsearch_over_it": ratio(values, seconds["ichsearch"]),
         }
         for name, values in seconds.items()
     }
@@ -218,15 +219,6 @@ def _interleaved(work: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return dict(seconds)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _ratio(above: Iterable[float], below: Iterable[float], unit: float = 1.0) -> dict[str, float]:
-    """Round by round, so that what slows a whole round down cancels."""
-    return _spread([unit * a / b for a, b in zip(above, below, strict=True)])
-
-
 def _show(figures: Figures) -> None:
     setting = figures["setting"]
     console = Console(width=120, highlight=False)
@@ -242,34 +234,25 @@ def _show(figures: Figures) -> None:
 
 
 def _peer_table(peers: Figures) -> Table:
-    table = _table(f"Flip, rotation, blur: {PEER_IMAGES} images", "", "images/s", "ichsearch / it")
+    table = new_table(f"Flip, rotation, blur: {PEER_IMAGES} images", "", "images/s", "ichsearch / it")
     for name, peer in peers.items():
-        table.add_row(name, _text(peer["images_per_s"]), _text(peer["ichsearch_over_it"], 1))
+        table.add_row(name, spread_text(peer["images_per_s"]), spread_text(peer["ichsearch_over_it"], 1))
     return table
 
 
 def _share_table(shares: Figures, setting: Figures) -> Table:
     columns = ("", "step, ms", "paper's three, ms", "% of a step", "all seven, %", "three by torch, %")
     title = f"Share of a training step, batches of {setting['batch_size']}, input channels: {setting['channels']}"
-    table = _table(title, *columns)
+    table = new_table(title, *columns)
     for name, share in shares.items():
         percents = (share[f"{part}_percent"] for part in ("paper_kinds", "all_kinds", "paper_kinds_by_torch"))
         table.add_row(
-            name, _text(share["step_ms"]), _text(share["paper_kinds_ms"], 1), *(_text(part, 2) for part in percents)
+            name,
+            spread_text(share["step_ms"]),
+            spread_text(share["paper_kinds_ms"], 1),
+            *(spread_text(part, 2) for part in percents),
         )
     return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
-    return table
-
-
-def _text(values: dict[str, float], digits: int = 0) -> str:
-    median, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "min", "max"))
-    return f"{median} [{low}–{high}]"
 
 
 if __name__ == "__main__":

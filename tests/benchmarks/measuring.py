@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from rich.table import Table
 
 Figures = dict[str, Any]
+Result = TypeVar("Result")
 
 
 def worker(core: int, prepare: Callable[[], None]) -> ProcessPoolExecutor:
@@ -34,7 +35,7 @@ def _start_worker(core: int, prepare: Callable[[], None]) -> None:
     pa.set_cpu_count(1)
 
 
-def timed(work: Callable[[], int]) -> tuple[int, float]:
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
     """What `work` returns, and its seconds."""
     start = perf_counter()
     result = work()

@@ -11,10 +11,9 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from measuring import ratio, spread, spread_text, timed
 from rich.console import Console
 from rich.table import Table
 
@@ -111,15 +111,15 @@ def _on_cpu(backbone: str, options: argparse.Namespace) -> Figures:
     for number in range(options.rounds + 1):
         with tempfile.TemporaryDirectory(prefix="ichsearch-benchmark-") as folder:
             took = {
-                "run_trial": _timed(lambda name=folder: run_trial(config, slices, split, Path(name))),
-                "bare loop": _timed(bare.run),
+                "run_trial": timed(lambda name=folder: run_trial(config, slices, split, Path(name)))[1],
+                "bare loop": timed(bare.run)[1],
             }
         if number:
             for name, value in took.items():
                 seconds[name].append(value)
     return {
-        "seconds": {name: _spread(values) for name, values in seconds.items()},
-        "ratio": _ratio(seconds["bare loop"], seconds["run_trial"]),
+        "seconds": {name: spread(values) for name, values in seconds.items()},
+        "ratio": ratio(seconds["bare loop"], seconds["run_trial"]),
     }
 
 
@@ -179,8 +179,8 @@ def _on_gpu(backbone: str, options: argparse.Namespace) -> Figures:
             for name, seconds in took.items():
                 rate[name].append(GPU_STEPS * config.batch_size / seconds)
     return {
-        "images_per_s": {name: _spread(values) for name, values in rate.items()},
-        "ratio": _ratio(rate["trial"], rate["synthetic"]),
+        "images_per_s": {name: spread(values) for name, values in rate.items()},
+        "ratio": ratio(rate["trial"], rate["synthetic"]),
         "micro_batch": training.stepper.micro.size,
         "peak_memory_mib": torch.cuda.max_memory_allocated(device) // 2**20,
     }
@@ -205,37 +205,18 @@ def _steps(training: Training, batches: Iterator[tuple[torch.Tensor, torch.Tenso
     return perf_counter() - start
 
 
-def _timed(work: Callable[[], object]) -> float:
-    start = perf_counter()
-    work()
-    return perf_counter() - start
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Round by round, so that what slows a whole round down cancels."""
-    return _spread([a / b for a, b in zip(above, below, strict=True)])
-
-
 def _show(figures: Figures, *, gpu: bool) -> None:
     setting = figures["setting"]
     console.print(
         f"{setting['size']} px, batches of {setting['batch_size']}, {setting['rounds']} interleaved rounds; median "
         f"\\[min–max]; {setting['device']}, {setting['threads']} threads, load average {setting['load_average']}"
     )
-    kind, unit = ("images_per_s", "images/s") if gpu else ("seconds", "s")
+    kind, unit, digits = ("images_per_s", "images/s", 0) if gpu else ("seconds", "s", 2)
     table = Table("backbone", *next(iter(figures["backbones"].values()))[kind], "ratio")
     for name, measured in figures["backbones"].items():
-        cells = [f"{_cell(spread)} {unit}" for spread in measured[kind].values()]
-        table.add_row(name, *cells, _cell(measured["ratio"]))
+        cells = [f"{spread_text(values, digits)} {unit}" for values in measured[kind].values()]
+        table.add_row(name, *cells, spread_text(measured["ratio"], 3))
     console.print(table)
-
-
-def _cell(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.3g} [{spread['min']:.3g}–{spread['max']:.3g}]"
 
 
 if __name__ == "__main__":
