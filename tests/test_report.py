@@ -369,18 +369,19 @@ def test_the_summary_sets_the_best_trial_beside_the_position(
     predictions.to_parquet(folder.trial("best") / "predictions.parquet")
 
     summary = summarise(folder, tmp_path / "shards")
-    assert (summary.trial, summary.auroc, summary.slices) == ("best", 1.0, len(truth))
+    assert (summary.trial, summary.score, summary.slices) == ("best", 1.0, len(truth))
+    assert summary.compared is not None
+    assert (summary.compared.label, summary.compared.auroc) == ("any", 1.0)
     assert summary.patients == table["patient"].nunique()
     position = as_slice_set(rows, 32).relative_position
     baseline = position_baseline(position[parts.train], slices.labels[parts.train], position[parts.validation])
     expected = roc_auc_score(truth[:, 5], baseline[:, 5])
-    assert summary.position_auroc == pytest.approx(expected)
-    assert summary.difference is not None
-    assert summary.difference.value == pytest.approx(1 - expected)
+    assert summary.compared.position_auroc == pytest.approx(expected)
+    assert summary.compared.difference.value == pytest.approx(1 - expected)
     assert (folder.root / "summary.json").is_file()
     assert "it beats a rule that sees no image" in summary_text(summary)
-    unsure = summary._replace(difference=summary.difference._replace(low=-0.01))
-    assert "is not shown to beat" in summary_text(unsure)
+    unsure = summary.compared._replace(difference=summary.compared.difference._replace(low=-0.01))
+    assert "is not shown to beat" in summary_text(summary._replace(compared=unsure))
 
 
 @pytest.mark.parametrize("kinds", [5, 1])
@@ -409,11 +410,11 @@ def test_the_summary_of_subtypes_judges_the_most_frequent_or_none(
     assert (folder.root / "summary.json").is_file()
     assert "accuracy_multi 1.000" in summary_text(summary)
     if kinds == 1:
-        assert summary.difference is None
+        assert summary.compared is None
         assert "nothing to compare it with" in summary_text(summary)
     else:
-        assert truth[:, SUBTYPES.index(summary.label)].sum() == truth.sum(axis=0).max()
-        assert summary.difference is not None
+        assert summary.compared is not None
+        assert truth[:, SUBTYPES.index(summary.compared.label)].sum() == truth.sum(axis=0).max()
 
 
 def test_a_run_without_a_finished_trial_has_no_summary(folder: RunFolder, tmp_path: Path) -> None:

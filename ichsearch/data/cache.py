@@ -65,6 +65,14 @@ class SliceSet:
         index = self.table["series_index"].to_numpy(np.float32)
         return np.where(last > 0, index / np.maximum(last, 1), np.float32(0.5)).astype(np.float32)
 
+    def require_registered(self) -> None:
+        """Raise `ConfigError` unless neighbouring slices can be channels of one image."""
+        if not self.registered:
+            raise ConfigError(
+                "channels: neighbours needs slices of a series that were cropped by one box, but these shards were "
+                "made with --crop slice; preprocess with --crop series, or choose other channels"
+            )
+
     @property
     def neighbours(self) -> npt.NDArray[np.int64]:
         """(N, 3) int64 rows: the slice below in the series, the slice, the slice above; a series' ends repeat.
@@ -72,11 +80,7 @@ class SliceSet:
         Raises:
             ConfigError: the slices of a series were cropped one by one.
         """
-        if not self.registered:
-            raise ConfigError(
-                "channels: neighbours needs slices of a series that were cropped by one box, but these shards were "
-                "made with --crop slice; preprocess with --crop series, or choose other channels"
-            )
+        self.require_registered()
         index, series = self.table["series_index"].to_numpy(), self.table["series"].to_numpy()
         rows = np.arange(len(index))
         joined = (series[1:] == series[:-1]) & (index[1:] == index[:-1] + 1)  # a row with the one before it

@@ -3,12 +3,12 @@
 In: a run folder and its shards. Out: `summary.json` and a few lines of text.
 """
 
-import math
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.split import Split
@@ -17,7 +17,7 @@ from ichsearch.errors import NoTrialFinishedError
 from ichsearch.files import read_json, write_json
 from ichsearch.labels import ANY, LABELS
 from ichsearch.report.baselines import position_baseline
-from ichsearch.report.bootstrap import Interval, auroc_difference, auroc_interval
+from ichsearch.report.bootstrap import Interval, auroc_difference
 from ichsearch.report.leaderboard import read_leaderboard
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.metrics import FloatArray
@@ -27,8 +27,17 @@ MIN_PATIENTS: Final = 8
 """With fewer patients the resamples are so alike that the interval is too narrow to be believed."""
 
 
+class Comparison(NamedTuple):
+    """How well a trial tells one label, and how well slice position alone does."""
+
+    label: str
+    auroc: float
+    position_auroc: float
+    difference: Interval
+
+
 class Summary(NamedTuple):
-    """The best trial on the validation patients, and what slice position alone reaches there."""
+    """The best trial on the validation patients; `compared` is None where no label shows both kinds there."""
 
     trial: str
     backbone: str
@@ -36,11 +45,7 @@ class Summary(NamedTuple):
     score: float
     slices: int
     patients: int
-    label: str = ""
-    auroc: float = math.nan
-    position_auroc: float = math.nan
-    difference: Interval | None = None
-    """These four: of the judged label; none where the validation slices show one kind only."""
+    compared: Comparison | None
 
 
 def summarise(folder: RunFolder, shards: Path) -> Summary:
@@ -61,31 +66,29 @@ def summarise(folder: RunFolder, shards: Path) -> Summary:
         score=float(best["score"]),
         slices=len(predictions),
         patients=predictions["patient"].nunique(),
+        compared=_compared(label, predictions, slices, parts) if (label := _judged_label(best, predictions)) else None,
     )
-    if label := _judged_label(best, predictions):
-        summary = _compared(summary, label, predictions, slices, parts)._replace(auroc=float(best[f"auroc_{label}"]))
-    content = {
-        **{name: value for name, value in summary._asdict().items() if not _is_nan(value)},
-        "difference": summary.difference and summary.difference._asdict(),
-        "interval_is_reliable": summary.patients >= MIN_PATIENTS,
-    }
-    write_json(folder.root / "summary.json", content)
+    write_json(folder.root / "summary.json", _as_json(summary))
     return summary
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _as_json(summary: Summary) -> dict[str, Any]:
+    compared = summary.compared
+    return summary._asdict() | {
+        "compared": compared and compared._asdict() | {"difference": compared.difference._asdict()},
+        "interval_is_reliable": summary.patients >= MIN_PATIENTS,
+    }
 
 
-def _compared(summary: Summary, label: str, predictions: pd.DataFrame, slices: SliceSet, parts: Parts) -> Summary:
-    """The summary with what slice position alone reaches, and the difference."""
+def _compared(label: str, predictions: pd.DataFrame, slices: SliceSet, parts: Parts) -> Comparison:
     column = LABELS.index(label)
     truth, baseline = slices.labels[parts.validation][:, column], _position_probabilities(slices, parts)[:, column]
     patients = predictions["patient"].to_numpy(np.object_)
-    difference = auroc_difference(truth, predictions[f"probability_{label}"].to_numpy(np.float64), baseline, patients)
-    position = auroc_interval(truth, baseline, patients)
-    assert position is not None and difference is not None, "a label with a score has slices of both kinds"
-    return summary._replace(label=label, position_auroc=position.value, difference=difference)
+    probabilities = predictions[f"probability_{label}"].to_numpy(np.float64)
+    difference = auroc_difference(truth, probabilities, baseline, patients)
+    assert difference is not None, "a label with a score has slices of both kinds"
+    auroc = float(roc_auc_score(truth, probabilities))
+    return Comparison(label, auroc, auroc - difference.value, difference)
 
 
 def _judged_label(best: "pd.Series[Any]", predictions: pd.DataFrame) -> str:
@@ -106,9 +109,10 @@ def summary_text(summary: Summary) -> str:
     end = "chosen on these patients, so its score is optimistic; the test fold is untouched · not for clinical use"
     on = f"on {summary.slices} validation slices of {summary.patients} patients"
     head, score = f"best trial {summary.trial} ({summary.backbone})", f"{summary.metric} {summary.score:.3f}"
-    if summary.difference is None:
+    compared = summary.compared
+    if compared is None:
         return f"{head}: {score} {on}\nno label of which they show both kinds: nothing to compare it with\n{end}"
-    low, high = summary.difference.low, summary.difference.high
+    low, high = compared.difference.low, compared.difference.high
     interval = f" (95 % {low:+.3f} to {high:+.3f}, patient bootstrap)"
     if summary.patients < MIN_PATIENTS:
         interval, verdict = "", f"shows nothing yet: an interval needs at least {MIN_PATIENTS} validation patients"
@@ -116,11 +120,11 @@ def summary_text(summary: Summary) -> str:
         verdict = "beats a rule that sees no image"
     else:
         verdict = "is not shown to beat a rule that sees no image: more validation patients or better trials are needed"
-    what = "any haemorrhage" if summary.label == ANY else summary.label
-    chosen_by = "" if summary.metric == f"auroc_{summary.label}" else f"{score}, "
+    what = "any haemorrhage" if compared.label == ANY else compared.label
+    chosen_by = "" if summary.metric == f"auroc_{compared.label}" else f"{score}, "
     return (
-        f"{head}: {chosen_by}AUROC for {what} {summary.auroc:.3f} {on}\n"
-        f"slice position alone: {summary.position_auroc:.3f} · "
-        f"difference {summary.difference.value:+.3f}{interval}: it {verdict}\n"
+        f"{head}: {chosen_by}AUROC for {what} {compared.auroc:.3f} {on}\n"
+        f"slice position alone: {compared.position_auroc:.3f} · "
+        f"difference {compared.difference.value:+.3f}{interval}: it {verdict}\n"
         f"{end}"
     )

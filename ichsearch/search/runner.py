@@ -118,11 +118,8 @@ def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None
             raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")
         return
     slices = open_slices(data.resolve(), max(space.sizes()))
-    if "neighbours" in space.channels() and not slices.registered:
-        raise ConfigError(
-            "channels: neighbours needs slices that share their series' crop, but these were cropped one by one; "
-            "preprocess with --crop series, or choose other channels"
-        )
+    if "neighbours" in space.channels():
+        slices.require_registered()
     if known:
         open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
     else:

@@ -117,7 +117,7 @@ class Space(_Section):
                 ["parameters", "schedule"],
                 "fine_tune freezes a pretrained body, but pretrained is no; say auto or require",
             )
-        frozen = max(self._values("frozen_epochs") or [TrialConfig.model_fields["frozen_epochs"].default])
+        frozen = max(self._values("frozen_epochs"))
         if frozen >= self.epochs:
             raise _rule(
                 ["epochs"],
@@ -125,9 +125,10 @@ class Space(_Section):
             )
 
     def _values(self, name: str) -> list[Any]:
-        """The values that bound a parameter; none if the space leaves it alone."""
-        domains = self.parameters[name].domains() if name in self.parameters else []
-        return [value for domain in domains for value in domain.extremes()]
+        """The values that bound a parameter; a trial's default if the space leaves it alone."""
+        if name not in self.parameters:
+            return [TrialConfig.model_fields[name].default]
+        return [value for domain in self.parameters[name].domains() for value in domain.extremes()]
 
     def _check_backbones(self) -> None:
         for backbone in self.backbones():
@@ -138,8 +139,8 @@ class Space(_Section):
 
     def _check_backbone(self, backbone: str) -> None:
         """Raises `ConfigError` if the backbone cannot see an input, or bear a head, that the space can propose."""
-        channels = {CHANNELS[name] for name in self._values("channels") or ["windows"]}
-        for size, number, head in product(self.sizes(), channels, self._values("head") or ["linear"]):
+        channels = {CHANNELS[name] for name in self._values("channels")}
+        for size, number, head in product(self.sizes(), channels, self._values("head")):
             check_backbone(backbone, size, channels=number, head=head)
 
     def _check_conditions(self, name: str, parameter: Parameter) -> None:
@@ -183,8 +184,8 @@ class Space(_Section):
     def input_config(self, drawn: Mapping[str, Scalar]) -> InputConfig:
         """What the LR finder is asked for drawn parameters; its slices are all that any trial may train on."""
         seen = {name: drawn[name] for name in FINITE if name in drawn}
-        brain = {"min_brain": min(self._values("min_brain"))} if "min_brain" in self.parameters else {}
-        return InputConfig.model_validate({**seen, **brain, "task": self.task, "seed": self.seed})
+        least_brain = min(self._values("min_brain"))
+        return InputConfig.model_validate({**seen, "min_brain": least_brain, "task": self.task, "seed": self.seed})
 
     def _possible(self, name: str, drawn: dict[str, Scalar]) -> list[Scalar]:
         parameter = self.parameters[name]

@@ -61,7 +61,8 @@ class Stepper:
         try:
             loss = self.micro.run(lambda size: self._gradients(inputs, labels, size))
         except ValueError as error:
-            if len(inputs) // len(_pieces(inputs, self.micro.size)) > 1:
+            pieces = len(_pieces(inputs, self.micro.size))
+            if pieces == 1 or len(inputs) // pieces > 1:
                 raise
             raise TrialFailedError("out_of_memory", "its BatchNorm needs two slices at a time") from error
         if self._clip_norm:

@@ -30,7 +30,7 @@ from ichsearch.train.setup import make_training, parts_of
 from ichsearch.train.steps import predict
 
 SECONDS_BETWEEN_CHECKPOINTS: Final = 30.0
-"""At the ends of epochs; within an epoch a checkpoint is written only when it is asked for."""
+"""At the ends of epochs, at most; within an epoch a checkpoint is written only when it is asked for."""
 
 EpochCallback = Callable[[dict[str, Any]], None]
 
@@ -58,7 +58,7 @@ class Trainer:
         *,
         weights: Path | None,
         device: torch.device,
-        checkpoint_every_s: float | None,
+        checkpoint_every_s: float,
     ) -> None:
         self._config, self._folder, self._checkpoint_every_s = config, folder, checkpoint_every_s
         parts = parts_of(slices, split, config.min_brain, config.task)
@@ -112,9 +112,8 @@ class Trainer:
             record = self._epoch(epoch)
             write_json(self._folder / "metrics.json", {"epochs": self.history})
             waited_s = time.monotonic() - self._saved_at_s
-            if epoch + 1 < self._config.epochs and waited_s >= (
-                SECONDS_BETWEEN_CHECKPOINTS if self._checkpoint_every_s is None else self._checkpoint_every_s
-            ):
+            every_s = min(SECONDS_BETWEEN_CHECKPOINTS, self._checkpoint_every_s)
+            if epoch + 1 < self._config.epochs and waited_s >= every_s:
                 self._save(epoch + 1)
             on_epoch(record)
 
@@ -153,16 +152,12 @@ class Trainer:
             loss_now = self._training.stepper.step(inputs, labels)
             self._guard.watch(loss_now)
             total += loss_now
-            if number + 1 < steps and self._wants_checkpoint():
+            if number + 1 < steps and time.monotonic() - self._saved_at_s >= self._checkpoint_every_s:
                 passed_s = trained_s + time.monotonic() - start_s
                 self._state.records["within"] = {"step": number + 1, "loss": float(total), "trained_s": passed_s}
                 self._save(epoch, number + 1)
         self._guard.look()
         return float(total) / steps, trained_s + time.monotonic() - start_s
-
-    def _wants_checkpoint(self) -> bool:
-        every_s = self._checkpoint_every_s
-        return every_s is not None and time.monotonic() - self._saved_at_s >= every_s
 
     def _save(self, epoch: int, step: int = 0) -> None:
         self._guard.look()

@@ -5,6 +5,7 @@ In: a `TrialConfig`, a `SliceSet`, a `Split` and a folder. Out: `config.json`, `
 holds checkpoints: called again, it goes on from the newest and ends with the same numbers.
 """
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def run_trial(
     weights: Path | None = None,
     device: torch.device | None = None,
     on_epoch: EpochCallback = lambda record: None,
-    checkpoint_every_s: float | None = None,
+    checkpoint_every_s: float = math.inf,
 ) -> TrialResult:
     """Train for `config.epochs` epochs and score the best epoch on the validation fold.
 
@@ -58,7 +59,7 @@ def run_trial(
         weights: safetensors of pretrained weights; None starts from random ones.
         device: None takes the GPU if there is one.
         on_epoch: called after each epoch with its record (epoch, losses, scores, seconds).
-        checkpoint_every_s: how often to write a checkpoint, within epochs too; None: now and then between them.
+        checkpoint_every_s: how often to write a checkpoint, within epochs too; inf: now and then between them.
 
     Raises:
         TrialFailedError: the loss runs away, the score is undefined, or memory does not suffice in any way.
