@@ -13,12 +13,12 @@ from ichsearch.train.lr_finder import LrCurve
 
 
 def draw_curve(curve: LrCurve, path: Path) -> None:
-    """Smoothed loss over learning rate, the three suggestions as points and their consensus as a line."""
+    """Smoothed loss over learning rate, fastai's suggestions as points, and as a line the one that a search takes."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.plot(curve.lrs, curve.losses, color="0.25", linewidth=1.8)
-    for (name, lr), marker in zip(curve.suggestions.items(), "osD", strict=False):
+    for (name, lr), marker in zip(curve.suggestions.items(), "osD^", strict=False):
         nearest = min(range(len(curve.lrs)), key=lambda index: abs(curve.lrs[index] - lr))
         axes.plot(
             lr,
@@ -27,7 +27,8 @@ def draw_curve(curve: LrCurve, path: Path) -> None:
             markersize=8,
             label=f"{'minimum/10' if name == 'minimum' else name} {lr:.2g}",
         )
-    axes.axvline(curve.lr, color="tab:red", linestyle="--", label=f"suggestion {curve.lr:.2g}")
+    taken = "fallback" if curve.guarded else "consensus, lone wild losses left out:"
+    axes.axvline(curve.lr, color="tab:red", linestyle="--", label=f"{taken} {curve.lr:.2g}")
     config = curve.config
     axes.set(
         xscale="log",
