@@ -1,23 +1,101 @@
-"""The Optuna journal of a run: repaired before the first append, and asked and told by one driver only.
+"""The Optuna journal of a run: a study a rung, every trial in it before it starts and as soon as it has ended.
 
-In: a journal file, whose lease the caller holds. Out: Optuna studies.
+In: a journal file, whose lease the caller holds. Out: Optuna studies, and what they say of each trial.
 """
 
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ichsearch.files import sync
+from ichsearch.search.drawing import Configuration
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+RUNS: Final = "runs"
+"""The constraint that a configuration violates if it cannot be run."""
+SPACE: Final = "space"
 
-def open_journal(path: Path) -> optuna.storages.JournalStorage:
+
+class Place(NamedTuple):
+    """Where a trial stands in the journal."""
+
+    study: str
+    number: int
+
+
+class Journal:
+    """The studies of one run; this driver is their only writer."""
+
+    def __init__(self, storage: BaseStorage, run: str, direction: Literal["minimize", "maximize"]) -> None:
+        self._storage, self._run, self._direction = storage, run, direction
+        self._studies = {
+            study.study_name: optuna.load_study(study_name=study.study_name, storage=storage)
+            for study in storage.get_all_studies()
+        }
+
+    def trials(self) -> Iterator[tuple[Place, FrozenTrial]]:
+        """Every trial of the run."""
+        for name, study in self._studies.items():
+            for trial in study.get_trials(deepcopy=False):
+                yield Place(name, trial.number), trial
+
+    def start(self, epochs: int, space: str, configuration: Configuration, attributes: dict[str, Any]) -> Place:
+        """Append a running trial, whole in one line: a torn one never was."""
+        study = self._study(epochs, space)
+        running = create_trial(
+            state=TrialState.RUNNING,
+            params=configuration.params,
+            distributions=configuration.distributions,
+            user_attrs=attributes,
+        )
+        trial_id = self._storage.create_new_trial(study._study_id, template_trial=running)
+        return Place(study.study_name, self._storage.get_trial(trial_id).number)
+
+    def finish(self, place: Place, score: float, attributes: dict[str, Any]) -> None:
+        """Append what a trial gave."""
+        self._note(place, attributes)
+        self._studies[place.study].tell(place.number, score)
+
+    def fail(self, place: Place, reason: str, attributes: dict[str, Any]) -> None:
+        """Append that a configuration cannot be run."""
+        self._note(place, {"reason": reason, **attributes})
+        tell_impossible(self._studies[place.study], place.number)
+
+    def spent(self, seconds: float | None = None) -> float:
+        """How long the run has been driven in all, in seconds; noted if it is given."""
+        (first, *_) = [*self._studies.values()] or [None]
+        if first is None:
+            return 0.0
+        if seconds is not None:
+            first.set_user_attr("driven_s", round(seconds, 3))
+        return float(first.user_attrs.get("driven_s", 0.0))
+
+    def _note(self, place: Place, attributes: dict[str, Any]) -> None:
+        trial_id = self._studies[place.study].get_trials(deepcopy=False)[place.number]._trial_id
+        for key, value in attributes.items():
+            self._storage.set_trial_user_attr(trial_id, key, value)
+
+    def _study(self, epochs: int, space: str) -> optuna.Study:
+        """The study of a rung for these parameters: the axes of a study cannot change."""
+        for study in self._studies.values():
+            if study.user_attrs.get("epochs") == epochs and study.user_attrs.get(SPACE) == space:
+                return study
+        plain = f"{self._run} · {epochs} epoch{'s' * (epochs != 1)}"
+        name = plain if plain not in self._studies else f"{plain} · space {len(self._studies) + 1}"
+        study = optuna.create_study(study_name=name, storage=self._storage, direction=self._direction)
+        study.set_user_attr("epochs", epochs)
+        study.set_user_attr(SPACE, space)
+        self._studies[name] = study
+        return study
+
+
+def open_storage(path: Path) -> JournalStorage:
     """Open a journal for its only writer.
 
     A driver that died while it wrote leaves half a line, after which Optuna cannot go on, and a lock for which it
@@ -32,25 +110,14 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
             with path.open("r+b") as file:
                 file.truncate(whole)
             sync(path)
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
-def open_study(
-    storage: optuna.storages.BaseStorage, name: str, direction: Literal["minimize", "maximize"]
-) -> optuna.Study:
-    """The study of this name, made if the journal has none."""
-    return optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
+def tell_impossible(study: optuna.Study, number: int) -> None:
+    """Tell a violated constraint, which samplers steer away from.
 
-
-def make_sampler(kind: Literal["tpe", "random"], seed: int, trial_number: int) -> BaseSampler:
-    """A sampler whose proposals depend on the seed, the trial's number, and what has been told: nothing else.
-
-    A sampler that went on from one seed would, after a resume, propose its first configurations again.
+    The state is PRUNED because a failed trial has no value, and FAIL would be ignored by the sampler.
     """
-    own_seed = (seed * 1_000_003 + trial_number) % 2**32
-    if kind == "random":
-        return RandomSampler(seed=own_seed)
-    with warnings.catch_warnings():
-        # group=True models a conditional space branch by branch; Optuna calls the option experimental.
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return TPESampler(seed=own_seed, group=True)
+    trial = optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    trial.set_constraint(RUNS, 1.0)
+    study.tell(number, state=TrialState.PRUNED)

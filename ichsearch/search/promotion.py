@@ -1,0 +1,59 @@
+"""Which trial goes on to the next rung: asynchronous successive halving by promotion.
+
+In: the history, the rungs. Out: a trial to promote, or none. Source: Li et al. 2020, "A System for Massively Parallel
+Hyperparameter Tuning", algorithm 2.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from ichsearch.search.history import Entry, History
+
+
+def due_promotion(history: History, rungs: Sequence[int], eta: int) -> Entry | None:
+    """The best trial that is among the best 1/eta of its rung and was not promoted yet, highest rung first."""
+    for epochs in reversed(rungs[:-1]):
+        ended = sum(entry.state != "running" for entry in history.at(epochs))
+        for entry in history.finished(epochs)[: ended // eta]:
+            if entry.trial not in history.promoted:
+                return entry
+    return None
+
+
+def next_rung(rungs: Sequence[int], epochs: int) -> int:
+    """The rung after one of `epochs`."""
+    return rungs[rungs.index(epochs) + 1]
+
+
+def leader(history: History, rungs: Sequence[int]) -> Entry | None:
+    """The best trial of the highest rung that anybody finished and nobody left, unless someone is at the top."""
+    for epochs in reversed(rungs):
+        if any(entry.state == "running" for entry in history.at(epochs)):
+            return None
+        if finished := [entry for entry in history.finished(epochs) if entry.trial not in history.promoted]:
+            return finished[0] if epochs != rungs[-1] else None
+    return None
+
+
+def missing_steps(history: History, rungs: Sequence[int]) -> int:
+    """How many promotions are missing until someone is at the top; 0 once a trial of full length runs or finished."""
+    for missing, epochs in enumerate(reversed(rungs)):
+        if any(entry.state != "failed" for entry in history.at(epochs)):
+            return missing
+    return len(rungs)
+
+
+def may_be_promoted(entry: Entry, history: History, rungs: Sequence[int], eta: int, left: int) -> bool:
+    """Whether a finished trial could yet be promoted if `left` more trials ended, all at its rung and all worse."""
+    if entry.trial in history.promoted or entry.epochs == rungs[-1] or entry.epochs not in rungs:
+        return False
+    finished = history.finished(entry.epochs)
+    if entry not in finished:
+        return False
+    ended = sum(other.state != "running" for other in history.at(entry.epochs))
+    return finished.index(entry) < (ended + left) // eta or finished[0] == entry
+
+
+def climbs(rungs: Sequence[int], epochs: int) -> list[tuple[int, int]]:
+    """The steps from a rung to the top, as epochs before and after."""
+    return list(pairwise(rungs[rungs.index(epochs) :]))
