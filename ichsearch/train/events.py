@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import hparams, scalar, text
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams, text
 
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.trainer import EpochCallback
@@ -56,9 +57,9 @@ def _configuration(config: TrialConfig) -> Iterator[Any]:
 
 
 def _write_record(writer: Any, record: dict[str, Any]) -> None:
-    for name, value in record.items():
-        if name != "epoch" and value is not None:
-            _write(writer, step=record["epoch"], summary=scalar(_tag(name), value))
+    defined = {name: value for name, value in record.items() if name != "epoch" and value is not None}
+    values = [Summary.Value(tag=_tag(name), simple_value=value) for name, value in defined.items()]
+    _write(writer, step=record["epoch"], summary=Summary(value=values))
     writer.flush()
 
 

@@ -91,7 +91,7 @@ def claim(folder: Path, config: TrialConfig, lineage: Lineage) -> Lineage:
         return known.lineage
     for name in (CHECKPOINT, STATE, EVENTS):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (METRICS, PREDICTIONS, WEIGHTS):
+    for name in (LINEAGE, METRICS, PREDICTIONS, WEIGHTS):
         (folder / name).unlink(missing_ok=True)
     write_json(folder / CONFIG, config.model_dump())
     write_json(folder / LINEAGE, lineage.model_dump())

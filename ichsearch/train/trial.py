@@ -107,8 +107,6 @@ def run_trial(
         AlreadyRunningError: another process is at work on the folder.
     """
     device = device or pick_device()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     with _sole_writer(folder):
         lineage = claim(folder, config, lineage_of(config, slices, split, weights, parent))
         if (known := read_result(folder)) is not None:
@@ -125,6 +123,8 @@ def run_trial(
                 checkpoint_every_s=checkpoint_every_s,
                 limit_s=limit_s,
             )
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)  # of batches that proved too large
             _train(trainer, config, folder, on_epoch)
         except TrialFailedError:
             shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)  # nobody goes on from there
