@@ -73,16 +73,15 @@ def _options() -> argparse.Namespace:
 
 def _rows(tasks: dict[str, Task], options: argparse.Namespace) -> pd.DataFrame:
     """One row per searcher, task, seed and budget."""
-    runs = [Run(*one) for one in product(options.only, tasks, range(options.seeds))]
+    batches = [[Run(*one, seed) for seed in range(options.seeds)] for one in product(options.only, tasks)]
     work = partial(_regrets, tasks, tuple(options.budgets))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.processes, context) as pool:
-        results = pool.map(work, _batches(runs, options.seeds))
-        return pd.DataFrame([row for rows in results for row in rows])
-
-
-def _batches(runs: list[Run], size: int) -> Iterator[list[Run]]:
-    return (runs[first : first + size] for first in range(0, len(runs), size))
+    rows: list[Figures] = []
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        for number, some in enumerate(pool.map(work, batches), start=1):
+            rows += some
+            if number % len(tasks) == 0:
+                sys.stderr.write(f"{some[0]['contestant']}: done\n")
+    return pd.DataFrame(rows)
 
 
 def _regrets(tasks: dict[str, Task], budgets: Sequence[int], runs: list[Run]) -> list[Figures]:

@@ -1,15 +1,15 @@
 """Other people's searchers on a table of learning curves: Optuna's samplers and pruners, Ray's scheduler and search.
 
-In: a ledger and a seed. Out: what the ledger remembers. Each is the library's own class with its defaults, driven
-through its own calls by one worker; an epoch is one report. None of them handles NaN well (a pruner's verdict and
-Ray's comparison with NaN are undefined, Optuna refuses it as a result), so a diverged loss is reported as the largest
-float32, and the trial trains on until its peer stops it.
+In: a ledger and a seed. Out: what the ledger remembers. Each is the library's own class, with its defaults where no
+comment says otherwise, driven through its own calls by one worker; an epoch is one report. Ray's scheduler never stops
+a trial at NaN and Optuna refuses it as a result, so a diverged loss is reported as the largest float32; a trial that
+has diverged trains on until its peer stops it.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import optuna
@@ -59,7 +59,7 @@ Stop = Callable[[int, float], bool]
 
 def _asha(task: Task) -> Callable[[str], Stop]:
     """Ray's scheduler, asked as its controller asks it; a trial is its name to it."""
-    scheduler = AsyncHyperBandScheduler(
+    scheduler: Any = AsyncHyperBandScheduler(
         metric="loss", mode="min", max_t=task.epochs, grace_period=1, reduction_factor=ETA
     )
 
@@ -83,11 +83,11 @@ def _train(ledger: Ledger, index: int, stop: Stop) -> tuple[int, float]:
 
 
 def _by_optuna(
-    sampler: Callable[[int], BaseSampler], pruner: Callable[[], BasePruner], ledger: Ledger, seed: int
+    sampler: Callable[[int], BaseSampler], pruner: Callable[[Task], BasePruner], ledger: Ledger, seed: int
 ) -> None:
     """A study that asks, reports every epoch, prunes, and is told."""
     # HyperbandPruner hashes the study's name to choose a bracket, and Optuna's own choice of a name is random.
-    study = optuna.create_study(sampler=sampler(seed), pruner=pruner(), study_name=f"study {seed}")
+    study = optuna.create_study(sampler=sampler(seed), pruner=pruner(ledger.task), study_name=f"study {seed}")
     space = _space(ledger.task)
     while True:
         trial = study.ask(space)
@@ -122,14 +122,32 @@ def _tpe(seed: int) -> BaseSampler:
     return TPESampler(seed=seed)
 
 
+def _no_pruner(_: Task) -> BasePruner:
+    return NopPruner()
+
+
+def _median(_: Task) -> BasePruner:
+    return MedianPruner()
+
+
+def _halving(_: Task) -> BasePruner:
+    # Left to find its first rung, it finds this one, but only after a first trial of full length.
+    return SuccessiveHalvingPruner(min_resource=1)
+
+
+def _hyperband(task: Task) -> BasePruner:
+    # Likewise: it would train the first trial to the end to learn how long trials are.
+    return HyperbandPruner(min_resource=1, max_resource=task.epochs)
+
+
 PEERS: Final[dict[str, Contestant]] = {
     "random": random_full,
     "random + ASHA": random_asha,
-    "random + SuccessiveHalvingPruner": partial(_by_optuna, _random, SuccessiveHalvingPruner),
-    "random + HyperbandPruner": partial(_by_optuna, _random, HyperbandPruner),
-    "TPE": partial(_by_optuna, _tpe, NopPruner),
-    "TPE + MedianPruner": partial(_by_optuna, _tpe, MedianPruner),
-    "TPE + SuccessiveHalvingPruner": partial(_by_optuna, _tpe, SuccessiveHalvingPruner),
-    "TPE + HyperbandPruner": partial(_by_optuna, _tpe, HyperbandPruner),
+    "random + SuccessiveHalvingPruner": partial(_by_optuna, _random, _halving),
+    "random + HyperbandPruner": partial(_by_optuna, _random, _hyperband),
+    "TPE": partial(_by_optuna, _tpe, _no_pruner),
+    "TPE + MedianPruner": partial(_by_optuna, _tpe, _median),
+    "TPE + SuccessiveHalvingPruner": partial(_by_optuna, _tpe, _halving),
+    "TPE + HyperbandPruner": partial(_by_optuna, _tpe, _hyperband),
     "OptunaSearch + ASHA": ray_search_asha,
 }
