@@ -63,11 +63,18 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--budgets", type=int, nargs="+", default=[2, 5, 15, 60], help="in trials of full length")
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME")
-    parser.add_argument("--against", metavar="NAME", help="whose paired difference to each is shown; default: first")
+    parser.add_argument(
+        "--against",
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help="whose paired difference to each is shown; default: first",
+    )
     parser.add_argument("--rows", type=Path, help="a CSV file that keeps all runs; may hold searchers run before")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     options.against = options.against or options.only[0]
+    if options.against not in options.only and not (options.rows and options.rows.exists()):
+        parser.error(f"--against must be one of --only or be kept in --rows, but got {options.against}")
     return options
 
 
@@ -105,7 +112,7 @@ def _search(ledger: Ledger, run: Run, seed: int) -> None:
 def _kept(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """These rows and those of the other searchers in the file, which then holds them all."""
     if path.exists():
-        before = pd.read_csv(path)
+        before = pd.read_csv(path, float_precision="round_trip")
         rows = pd.concat([rows, before[~before["contestant"].isin(rows["contestant"])]])
     rows.to_csv(path, index=False)
     return rows

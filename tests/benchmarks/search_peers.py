@@ -44,7 +44,7 @@ def random_asha(ledger: Ledger, seed: int) -> None:
 
 def ray_search_asha(ledger: Ledger, seed: int) -> None:
     """Ray's search by Optuna's TPE under Ray's ASHA: a stopped trial is told as complete with the loss it had."""
-    search = OptunaSearch(_space(ledger.task), metric="loss", mode="min", seed=seed)
+    search: Any = OptunaSearch(_space(ledger.task), metric="loss", mode="min", seed=seed)
     stop = _asha(ledger.task)
     while True:
         name = f"{ledger.paid}"

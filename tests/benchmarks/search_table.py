@@ -27,7 +27,7 @@ class Task(NamedTuple):
     @property
     def epochs(self) -> int:
         """E: of a trial of full length, and the points of one full budget."""
-        return self.curves.shape[1]
+        return len(self.curves[0])
 
 
 class Exhausted(Exception):  # noqa: N818 -- the end of every run, and no error
