@@ -112,7 +112,7 @@ def _search(ledger: Ledger, run: Run, seed: int) -> None:
 def _kept(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """These rows and those of the other searchers in the file, which then holds them all."""
     if path.exists():
-        before = pd.read_csv(path, float_precision="round_trip")
+        before = pd.read_csv(path)
         rows = pd.concat([rows, before[~before["contestant"].isin(rows["contestant"])]])
     rows.to_csv(path, index=False)
     return rows
