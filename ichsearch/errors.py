@@ -43,6 +43,6 @@ class StorageError(IchsearchError):
 
 
 class AlreadyRunningError(IchsearchError):
-    """Another driver holds the run folder."""
+    """Another driver holds the run folder, or another process that of a trial."""
 
     exit_code = 8

@@ -30,7 +30,7 @@ def open_book(root: Path, content: str = SMALL) -> Book:
 
 
 def result(score: float) -> TrialResult:
-    return TrialResult(score, 1, {"auroc_any": score}, 1.0, 1.0, 1.0, 8)
+    return TrialResult(score, 1, {"auroc_any": score}, 1.0, 1.0, 1.0, 8, 1)
 
 
 def run_all(book: Book, scores: list[float]) -> list[Started]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ichsearch.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from ichsearch.train.checkpoint import TrainState, load_checkpoint, save_checkpoint, whole_checkpoint
 
 
 def make_state(seed: int) -> TrainState:
@@ -83,8 +83,9 @@ def flip_bit(path: Path, at: int) -> None:
 
 
 def loaded(folder: Path) -> TrainState:
-    state = make_state(99)
-    assert load_checkpoint(folder, state)
+    state, path = make_state(99), whole_checkpoint(folder)
+    assert path
+    load_checkpoint(path, state)
     return state
 
 
@@ -103,11 +104,9 @@ def test_training_goes_on_to_the_same_numbers(tmp_path: Path, save_epochs: Calla
     assert_same(state, trained(5))
 
 
-def test_without_a_checkpoint_nothing_is_loaded(tmp_path: Path) -> None:
-    state = make_state(0)
-    assert not load_checkpoint(tmp_path / "never made", state)
-    assert not load_checkpoint(tmp_path, state)
-    assert_same(state, make_state(0))
+def test_a_folder_without_a_checkpoint_has_none(tmp_path: Path) -> None:
+    assert whole_checkpoint(tmp_path / "never made") is None
+    assert whole_checkpoint(tmp_path) is None
 
 
 def test_only_the_two_newest_are_kept(tmp_path: Path, save_epochs: Callable[[Path, int], None]) -> None:
@@ -170,9 +169,7 @@ def test_two_damaged_checkpoints_are_none(tmp_path: Path, save_epochs: Callable[
     save_epochs(tmp_path, 2)
     for epoch in (1, 2):
         flip_bit(tmp_path / f"epoch-{epoch:03d}" / "model.safetensors", 500)
-    state = make_state(0)
-    assert not load_checkpoint(tmp_path, state)
-    assert_same(state, make_state(0))
+    assert whole_checkpoint(tmp_path) is None
 
 
 def test_what_a_killed_writer_left_is_neither_loaded_nor_in_the_way(
@@ -206,7 +203,7 @@ def test_moments_come_back_in_their_parameters_memory_format(tmp_path: Path) -> 
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).to(memory_format=torch.channels_last)
         state = TrainState(model, torch.optim.AdamW(model.parameters(), lr=0.01, fused=True), {}, {})
         if folder:
-            assert load_checkpoint(folder, state)
+            load_checkpoint(folder / "epoch-001", state)
         generator = torch.Generator().manual_seed(steps)
         for _ in range(steps):
             state.optimizer.zero_grad()

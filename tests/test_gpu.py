@@ -30,7 +30,10 @@ def test_a_trial_learns_on_the_gpu_and_keeps_its_slices_there(tmp_path: Path) ->
     batches: Batches = Batches(slices, parts_of(slices, split, 0.0).train, config.recipe, cuda)
     assert isinstance(batches._pixels, ResidentPixels)
     assert batches._pixels.gather(np.arange(2)).is_cuda
-    assert run_trial(config, slices, split, tmp_path).score > 0.9
+    result = run_trial(config, slices, split, tmp_path)
+    assert result.score > 0.9
+    assert result.memory_mb is not None
+    assert 4 * result.parameters_m < result.memory_mb < 1000
 
 
 def test_slices_copied_from_the_host_and_slices_on_the_gpu_are_the_same() -> None:

@@ -42,6 +42,11 @@ def test_a_loss_that_only_visits_the_heights_goes_on(losses: list[float]) -> Non
     guard.look()
 
 
+def test_a_child_may_start_so_low_that_ten_times_its_start_says_nothing() -> None:
+    assert feed(LossGuard(), 0.01, *[6.9] * 200) == 201
+    assert feed(LossGuard(), 0.01, *[7.0] * 200) < 201
+
+
 def test_a_guard_goes_on_from_its_state() -> None:
     first, second = LossGuard(), LossGuard()
     feed(first, 0.7, *[8.0] * 39)

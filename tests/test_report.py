@@ -44,7 +44,7 @@ STABLE_COLUMNS = (
     "average_precision_subdural,average_precision_any,sensitivity_at_90_any,sensitivity_at_95_any,"
     "patient_sensitivity_at_90_any,patient_sensitivity_at_95_any,calibration_error_any,patient_auroc_any,auroc_mean,"
     "patient_auroc_mean,task,backbone,batch_size,size,channels,head,augment,augmentations,min_brain,imbalance,"
-    "label_smoothing,weight_decay,clip_norm,precision,schedule,rise,start_divisor,end_divisor,lr_spread,frozen_epochs,lr,"
+    "label_smoothing,weight_decay,clip_norm,precision,lr_schedule,rise,start_divisor,end_divisor,lr_spread,frozen_epochs,lr,"
     "lr_factor,lr_suggestion,weights,epochs,best_epoch,seconds,images_per_s,micro_batch,parameters_m,checkpoint"
 )
 
@@ -75,7 +75,9 @@ def add_trial(
     )
     if value is not None:
         metrics = scores or dict.fromkeys(METRICS, 0.5) | {metric: value}
-        result = TrialResult(value, 2, metrics, seconds=12.3456, images_per_s=100.0, parameters_m=11.2, micro_batch=16)
+        result = TrialResult(
+            value, 2, metrics, seconds=12.3456, images_per_s=100.0, parameters_m=11.2, micro_batch=16, epochs_trained=3
+        )
         write_json(folder.trial(name) / "metrics.json", {"epochs": [], "result": result.__dict__})
 
 

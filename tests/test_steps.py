@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ichsearch.labels import LABELS
+from ichsearch.model.backbones import create_model
+from ichsearch.model.heads import Head
 from ichsearch.train.config import TrialFailedError
 from ichsearch.train.loss import MAX_POSITIVE_WEIGHT, make_loss
 from ichsearch.train.memory import MicroBatch
@@ -65,6 +67,31 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert loss_of_half == pytest.approx(loss, rel=0.02)
     assert float(torch.cosine_similarity(moved(half), moved(whole), dim=0)) > 0.99
     assert not torch.equal(moved(half), moved(whole))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [("resnet10t", "linear"), ("resnet10t", "concat_pool"), ("test_vit", "linear")],
+)
+def test_logits_are_not_rounded_to_bfloat16(backbone: str, head: Head) -> None:
+    torch.manual_seed(0)
+    model = create_model(backbone, channels=1, classes=6, size=32, head=head)
+    images = torch.randn(2000, 1, 32, 32)
+    probabilities = predict(model, images.split(200), kind="bf16")
+    assert min(len(np.unique(column)) for column in probabilities.T) > 1900
+    np.testing.assert_allclose(probabilities, predict(model, images.split(200)), atol=0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images[:200]).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "backbone", ["alexnet", "densenet121", "mobilenet_v2", "swin_t", "levit_128s", "convnext_atto", "squeezenet1_1"]
+)
+def test_logits_are_float32_whatever_the_backbone(backbone: str) -> None:
+    model = create_model(backbone, channels=1, classes=6, size=64).eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.randn(2, 1, 64, 64)).dtype == torch.float32
 
 
 class Greedy(nn.Module):

@@ -34,7 +34,7 @@ CONFIG = TrialConfig(
     backbone="resnet10t", batch_size=16, size=32, channels="hu", augment=0.5, lr=5e-3, epochs=3, seed=1
 )
 Whole = tuple[Path, TrialResult, list[dict[str, Any]]]
-TIMES = ("seconds", "trained_s")
+TIMES = ("seconds", "trained_s", "images_per_s")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -98,7 +98,10 @@ def test_the_folder_holds_all_results_and_no_checkpoint(
 ) -> None:
     folder, result, records = whole
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["config.json", "metrics.json", "predictions.parquet", "weights.safetensors"]
+    assert names == [
+        "config.json", "events", "lineage.json", "metrics.json", "predictions.parquet", "trial.lock",
+        "weights.safetensors",
+    ]  # fmt: skip
     assert TrialConfig.model_validate_json((folder / "config.json").read_text()) == CONFIG
     assert json.loads((folder / "metrics.json").read_text())["epochs"] == records
     assert [record["epoch"] for record in records] == [1, 2, 3]
@@ -118,10 +121,20 @@ def test_the_result_counts_what_the_trial_cost(whole: Whole, slices: SliceSet, s
 
 
 def test_only_images_that_were_seen_are_counted(slices: SliceSet, split: Split, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"batch_size": 4096, "epochs": 1})
+    config = CONFIG.model_copy(update={"batch_size": 40, "epochs": 1})
+    assert 40 < len(parts_of(slices, split, config.min_brain).train) < 80
     result = run_trial(config, slices, split, tmp_path, device=CPU)
-    trained_s = json.loads((tmp_path / "metrics.json").read_text())["epochs"][0]["trained_s"]
-    assert result.images_per_s * trained_s == pytest.approx(len(parts_of(slices, split, config.min_brain).train))
+    record = json.loads((tmp_path / "metrics.json").read_text())["epochs"][0]
+    assert result.images_per_s * record["trained_s"] == pytest.approx(40)
+    assert record["images_per_s"] == pytest.approx(result.images_per_s)
+
+
+def test_a_batch_larger_than_the_data_is_told_by_name(slices: SliceSet, split: Split, tmp_path: Path) -> None:
+    rows = len(parts_of(slices, split, CONFIG.min_brain).train)
+    fitting, larger = (CONFIG.model_copy(update={"batch_size": rows + more, "epochs": 1}) for more in (0, 1))
+    run_trial(fitting, slices, split, tmp_path / "fitting", device=CPU)
+    with pytest.raises(TrialFailedError, match=f"^batch_larger_than_data: {rows + 1} slices of {rows} to train on$"):
+        run_trial(larger, slices, split, tmp_path / "larger", device=CPU)
 
 
 def test_the_best_epoch_is_the_one_that_is_stored(whole: Whole, slices: SliceSet, split: Split) -> None:
@@ -345,7 +358,7 @@ def test_norms_and_biases_do_not_decay_and_every_parameter_has_its_group(backbon
         {"imbalance": "loss"},
         {"imbalance": "sampler"},
         {"label_smoothing": 0.1, "clip_norm": 1.0},
-        {"schedule": "fine_tune"},
+        {"lr_schedule": "fine_tune"},
         {"augmentations": "flip+rotation+blur+shift_scale+erasing+noise+gain"},
         {"precision": "bf16"},
         {"metric": "log_loss"},
@@ -368,7 +381,7 @@ def test_every_choice_of_a_recipe_trains(
 def test_a_pretrained_body_is_frozen_at_first_but_for_its_norms(
     slices: SliceSet, split: Split, tmp_path: Path, pretrained: bool
 ) -> None:
-    config = TrialConfig.model_validate(CONFIG.model_dump() | {"schedule": "fine_tune", "metric": "log_loss"})
+    config = TrialConfig.model_validate(CONFIG.model_dump() | {"lr_schedule": "fine_tune", "metric": "log_loss"})
     seen: list[dict[str, torch.Tensor]] = []
     start = {name: value.clone() for name, value in make_model(config, None, CPU).state_dict().items()}
     weights = tmp_path / "weights.safetensors"

@@ -15,7 +15,7 @@ from torch import Tensor
 from ichsearch.data.stream import SliceStream
 
 RESIDENT_SHARE: Final = 0.5
-"""Share of a GPU's free memory that the slices may take to stay there for the whole trial."""
+"""Share of the memory that a process can get on a GPU which it may hold once the slices of a part are there too."""
 UPLOADED_SLICES: Final = 1024
 
 Images = npt.NDArray[np.int16] | SliceStream
@@ -38,8 +38,9 @@ class HeldPixels(Protocol):
 def hold(hu: Images, sources: Rows, device: torch.device) -> HeldPixels:
     """Hold the slices of (P, K) rows; a K holds the row before, the row itself and the row after, or the row alone."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        if len(np.unique(sources)) * hu.shape[1] * hu.shape[2] * 2 <= RESIDENT_SHARE * free:
+        own = torch.cuda.memory_reserved(device) + torch.cuda.mem_get_info(device)[0]
+        needed = len(np.unique(sources)) * hu.shape[1] * hu.shape[2] * 2
+        if torch.cuda.memory_allocated(device) + needed <= RESIDENT_SHARE * own:  # other parts are held already
             return ResidentPixels(hu, sources, device)
     return HostPixels(hu, sources, device)
 

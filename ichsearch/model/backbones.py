@@ -15,7 +15,7 @@ from torch import nn
 
 from ichsearch.errors import ConfigError
 from ichsearch.model.blueprint import IMPOSSIBLE, blank, blueprint, build, drafting, known_backbones, native_px
-from ichsearch.model.heads import Head, feature_form, with_concat_pool
+from ichsearch.model.heads import Head, feature_form, keep_logits_float32, with_concat_pool
 from ichsearch.model.loading import load_state
 from ichsearch.model.states import UNREADABLE, fitting_state, read_state
 
@@ -121,7 +121,10 @@ def create_model(
         model = build(name, channels, logits, size)
     else:
         model = load_state(name, channels, logits, size, _state_of(name, weights))
-    return model if head == "linear" else with_concat_pool(name, model, channels, classes, size)
+    if head == "concat_pool":
+        model = with_concat_pool(name, model, channels, classes, size)
+    keep_logits_float32(model)
+    return model
 
 
 def _state_of(name: str, weights: Path) -> dict[str, torch.Tensor]:

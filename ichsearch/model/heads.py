@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ichsearch.model.blueprint import IMPOSSIBLE, blank, blueprint, drafting
+from ichsearch.model.blueprint import IMPOSSIBLE, blank, blueprint, drafting, head_names
 
 Head = Literal["linear", "concat_pool"]
 HIDDEN: Final = 512
@@ -75,6 +75,24 @@ class ConcatPoolModel(nn.Module):
         maps: Tensor = features_of(self.backbone, images)
         logits: Tensor = self.head(maps.movedim(-1, 1) if self._channels_last else maps)
         return logits
+
+
+def keep_logits_float32(model: nn.Module) -> None:
+    """Let the layers that give logits work in float32 under autocast too: rounded logits tie, and ties have no rank."""
+    names = (f"head.{len(model.head) - 1}",) if isinstance(model, ConcatPoolModel) else head_names(model)
+    for name in names:
+        parts = [part for part in model.get_submodule(name).modules() if list(part.parameters(recurse=False))]
+        for layer in parts[-1:]:
+            layer.register_forward_hook(_in_float32)
+
+
+def _in_float32(layer: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+    """What the layer gives without autocast; None, which leaves its output alone, if that is float32 already."""
+    if logits.dtype == torch.float32:
+        return None
+    with torch.autocast(logits.device.type, enabled=False):
+        whole: Tensor = layer.forward(inputs[0].float())
+    return whole
 
 
 def features_of(backbone: nn.Module, images: Tensor) -> Any:

@@ -67,23 +67,26 @@ def save_checkpoint(folder: Path, epoch: int, state: TrainState, step: int = 0) 
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, state: TrainState) -> bool:
-    """Load the newest checkpoint that is whole into `state`, random states too; False if there is none."""
+def whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in `folder` of which every file is as it was written; None if there is none."""
     for path in sorted(folder.glob("epoch-*"), reverse=True):
         try:
-            whole = read_json(path / DIGESTS) == {name: sha256_of(path / name) for name in FILES}
+            if read_json(path / DIGESTS) == {name: sha256_of(path / name) for name in FILES}:
+                return path
         except (FileNotFoundError, DataError):
             continue
-        if whole:
-            tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
-            state.model.load_state_dict(tensors["model"])
-            _restore(state.optimizer, tensors["optimizer"])
-            state.best_weights = tensors["best"]
-            state.best_probabilities = tensors["predictions"]["best"]
-            state.records = read_json(path / RECORDS)
-            _set_random_states(tensors["random"])
-            return True
-    return False
+    return None
+
+
+def load_checkpoint(path: Path, state: TrainState) -> None:
+    """Load a checkpoint that `whole_checkpoint` has found into `state`, and torch's random states."""
+    tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
+    state.model.load_state_dict(tensors["model"])
+    _restore(state.optimizer, tensors["optimizer"])
+    state.best_weights = tensors["best"]
+    state.best_probabilities = tensors["predictions"]["best"]
+    state.records = read_json(path / RECORDS)
+    _set_random_states(tensors["random"])
 
 
 def save_weights(path: Path, values: dict[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ def _known_kinds(value: str) -> str:
 Augmentations = Annotated[str, AfterValidator(_known_kinds)]
 Imbalance = Literal["none", "loss", "sampler"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Schedule = Literal["one_cycle", "fine_tune"]
+LrSchedule = Literal["one_cycle", "fine_tune"]
 
 
 class InputConfig(BaseModel):
@@ -75,12 +75,19 @@ class InputConfig(BaseModel):
 
 
 class TrialConfig(InputConfig):
-    """Everything that decides a trial's result on given data."""
+    """Everything that decides a trial's result on given data.
 
-    epochs: int = Field(ge=1, le=1000, description="all epochs, frozen ones included")
+    A trial may be a child: it goes on from where its parent, the same configuration after fewer epochs, has come to.
+    """
+
+    epochs: int = Field(ge=1, le=1000, description="all epochs of the trial and of those before it")
+    epochs_before: int = Field(0, ge=0, description="of these, the ones that its parent has trained")
+    cycle_epochs: int | None = Field(
+        None, ge=1, le=1000, description="length of the cycle that it trains a piece of; None: its own epochs are one"
+    )
     lr: float = Field(ge=MIN_LR, le=100, description="highest learning rate of the cycle")
     metric: Metric = "auroc_any"
-    schedule: Schedule = "one_cycle"
+    lr_schedule: LrSchedule = "one_cycle"
     rise: float = Field(0.25, gt=0, lt=1, description="one_cycle: share of the steps in which the rate rises")
     start_divisor: float = Field(25.0, ge=1, description="one_cycle: lr over the first rate")
     end_divisor: float = Field(1e5, ge=1, description="one_cycle: lr over the last rate")
@@ -91,12 +98,28 @@ class TrialConfig(InputConfig):
     def _makes_sense(self) -> Self:
         if not is_defined(self.metric, self.labels):
             raise ValueError(f"the metric must be defined for task {self.task}, but {self.metric} is not")
-        if self.schedule == "fine_tune" and self.frozen_epochs >= self.epochs:
+        if self.epochs_before >= self.epochs:
             raise ValueError(
-                f"fine_tune needs more epochs than frozen ones, but has {self.epochs} and {self.frozen_epochs}; "
+                f"epochs must be more than epochs_before, which they include, but they are {self.epochs} and "
+                f"{self.epochs_before}; raise epochs"
+            )
+        if self.cycle_epochs is not None and self.cycle_epochs < self.epochs:
+            raise ValueError(
+                f"cycle_epochs must be at least epochs, but they are {self.cycle_epochs} and {self.epochs}; "
+                "lower epochs"
+            )
+        whole = self.cycle_epochs or self.epochs
+        if self.lr_schedule == "fine_tune" and self.frozen_epochs >= whole:
+            raise ValueError(
+                f"fine_tune needs more epochs than frozen ones, but has {whole} and {self.frozen_epochs}; "
                 "raise epochs or lower frozen_epochs"
             )
         return self
+
+    @property
+    def cycle(self) -> range:
+        """The epochs of the cycle that the trial trains all or a piece of; they count from 0 where its chain began."""
+        return range(self.cycle_epochs) if self.cycle_epochs else range(self.epochs_before, self.epochs)
 
 
 class TrialFailedError(Exception):

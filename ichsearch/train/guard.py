@@ -15,10 +15,15 @@ STEPS_BETWEEN_LOOKS: Final = 8
 """Looking at the loss waits for the GPU, so it is looked at every few steps."""
 DIVERGED_FACTOR: Final = 10.0
 DIVERGED_STEPS: Final = 50
+LOSS_OF_IGNORANCE: Final = math.log(2)
+"""Of a model that says one half everywhere: a child that starts below it may rise to it without having diverged."""
 
 
 class LossGuard:
-    """Watches the loss: not finite once, or above ten times its start for fifty steps, and the trial has diverged."""
+    """Watches the loss: not finite once, or for fifty steps above ten times its start, and the trial has diverged.
+
+    A start below that of a model that knows nothing counts as that one's.
+    """
 
     def __init__(self) -> None:
         self._waiting: list[Tensor] = []
@@ -42,7 +47,7 @@ class LossGuard:
         losses = torch.stack(self._waiting).tolist()
         self._waiting.clear()
         if self._start is None:
-            self._start = losses[0]
+            self._start = max(losses[0], LOSS_OF_IGNORANCE)
         for loss in losses:
             if not math.isfinite(loss):
                 raise TrialFailedError("diverged", "the loss is not finite")

@@ -4,6 +4,7 @@ In: an `InputConfig` and data, or one's own training step. Out: an `LrCurve`. So
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -38,6 +39,7 @@ class LrCurve(BaseModel):
     """The curve, fastai's suggestions for it, and the rate to take.
 
     `guarded` says that nothing plausible was found and the fallback stands in; `failure` that the test could not run.
+    `seconds` are those of the whole test; `images_per_s` leaves out its first step, and is None if it had no other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +52,8 @@ class LrCurve(BaseModel):
     guarded: bool
     pretrained: bool = False
     failure: str = ""
+    seconds: float = 0.0
+    images_per_s: float | None = None
 
 
 def find_lr(
@@ -69,6 +73,7 @@ def find_lr(
 def _find_lr(
     config: InputConfig, slices: SliceSet, split: Split, weights: Path | None, device: torch.device, steps: int
 ) -> LrCurve:
+    start_s, ended_s = time.monotonic(), list[float]()
     rows = parts_of(slices, split, config.min_brain, config.task).train
     training = make_training(config, slices, rows, weights, device)
     training.model.train()
@@ -77,10 +82,18 @@ def _find_lr(
 
     def step(lr: float) -> float:
         set_step(training.optimizer, (lr,) * GROUPS, MOMENTUM)  # Adam's usual one, as in fastai: no cycle yet
-        return float(training.stepper.step(*next(batches)))
+        loss = float(training.stepper.step(*next(batches)))
+        ended_s.append(time.monotonic())
+        return loss
 
     curve = read_curve(config, *range_test(step, steps), steps)
-    return curve.model_copy(update={"pretrained": weights is not None})
+    measured = {"seconds": time.monotonic() - start_s, "images_per_s": _images_per_s(config.batch_size, ended_s)}
+    return curve.model_copy(update={"pretrained": weights is not None, **measured})
+
+
+def _images_per_s(batch_size: int, ended_s: Sequence[float]) -> float | None:
+    """Of steps that ended at these times, but for the first, which pays for buffers and kernels."""
+    return batch_size * (len(ended_s) - 1) / (ended_s[-1] - ended_s[0]) if len(ended_s) > 1 else None
 
 
 def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:

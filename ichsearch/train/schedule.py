@@ -48,20 +48,26 @@ class Phase(NamedTuple):
 
 
 def phases(config: TrialConfig) -> list[Phase]:
-    """One cycle for all layers; or fastai's two: the head alone, then all at half the rate, early layers slower."""
-    if config.schedule == "one_cycle":
-        shape = Shape(config.rise, config.start_divisor, config.end_divisor)
-        return [Phase(config.epochs, (config.lr,) * GROUPS, shape)]
+    """One cycle for all layers; or fastai's two: the head alone, then all at half the rate, early layers slower.
+
+    They share the epochs of `config.cycle`. A child's new cycle has no frozen epochs: its head is not new.
+    """
+    epochs = len(config.cycle)
+    if config.lr_schedule == "one_cycle":
+        return [Phase(epochs, (config.lr,) * GROUPS, Shape(config.rise, config.start_divisor, config.end_divisor))]
     body = config.lr / FROZEN_BODY_DIVISOR
     spread = [config.lr_spread ** (group / (GROUPS - 1) - 1) for group in range(GROUPS)]  # geometric, 1 for the head
+    unfrozen = tuple(config.lr / 2 * share for share in spread)
+    if config.cycle.start:
+        return [Phase(epochs, unfrozen, UNFROZEN)]
     return [
         Phase(config.frozen_epochs, (body, body, config.lr), FROZEN, body_frozen=True),
-        Phase(config.epochs - config.frozen_epochs, tuple(config.lr / 2 * share for share in spread), UNFROZEN),
+        Phase(epochs - config.frozen_epochs, unfrozen, UNFROZEN),
     ]
 
 
 def phase_of(plan: list[Phase], epoch: int) -> tuple[Phase, int]:
-    """The phase of an epoch, both counted from 0, and how many epochs of it came before."""
+    """The phase of an epoch, counted from 0 in the plan, and how many epochs of the phase came before."""
     for phase in plan:
         if epoch < phase.epochs:
             return phase, epoch

@@ -18,7 +18,7 @@ from ichsearch.data.split import VALIDATION_FOLD, Split
 from ichsearch.data.tasks import Task, task_rows
 from ichsearch.errors import DataError
 from ichsearch.model.backbones import create_model, to_device
-from ichsearch.train.config import InputConfig
+from ichsearch.train.config import InputConfig, TrialFailedError
 from ichsearch.train.loss import make_loss
 from ichsearch.train.memory import MicroBatch, probed_size
 from ichsearch.train.optimizer import make_optimizer
@@ -86,7 +86,13 @@ class Training:
 def make_training(
     config: InputConfig, slices: SliceSet, rows: npt.NDArray[np.int64], weights: Path | None, device: torch.device
 ) -> Training:
-    """All that training on the slices in `rows` needs."""
+    """All that training on the slices in `rows` needs.
+
+    Raises:
+        TrialFailedError: `batch_larger_than_data`: what was asked for is not what would be trained.
+    """
+    if config.batch_size > len(rows):
+        raise TrialFailedError("batch_larger_than_data", f"{config.batch_size} slices of {len(rows)} to train on")
     model = make_model(config, weights, device)
     optimizer = make_optimizer(model, config.weight_decay)
     batches = Batches(slices, rows, config.recipe, device)
@@ -97,7 +103,7 @@ def make_training(
         model,
         optimizer,
         loss,
-        micro=MicroBatch(min(config.batch_size, len(rows))),
+        micro=MicroBatch(config.batch_size),
         kind=arithmetic(config.precision, device),
         clip_norm=config.clip_norm,
     )

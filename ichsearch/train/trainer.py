@@ -1,6 +1,6 @@
 """The loop of a trial: epochs of steps, each epoch judged, the best one kept, and checkpoints to go on from.
 
-In: a `TrialConfig`, data, and the trial's folder. Out: records of epochs, and files in the folder.
+In: a `Start`, data, and the trial's folder. Out: records of epochs, and files in the folder.
 """
 
 import time
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ichsearch.data.batches import Batches
@@ -18,14 +19,16 @@ from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import Split
 from ichsearch.files import write_json
 from ichsearch.labels import LABELS
+from ichsearch.model.backbones import parameters_m
 from ichsearch.model.groups import freeze_body, unfreeze
 from ichsearch.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from ichsearch.train.config import TrialConfig, TrialFailedError
+from ichsearch.train.config import TrialFailedError
 from ichsearch.train.guard import LossGuard
+from ichsearch.train.lineage import CHECKPOINT, METRICS, STATE, Start
 from ichsearch.train.memory import MicroBatch
 from ichsearch.train.metrics import FloatArray, Scores, better, score
 from ichsearch.train.optimizer import set_step
-from ichsearch.train.schedule import phase_of, phases, step_at
+from ichsearch.train.schedule import Step, phase_of, phases, step_at
 from ichsearch.train.setup import make_training, parts_of
 from ichsearch.train.steps import predict
 
@@ -37,7 +40,7 @@ EpochCallback = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch of a trial, counted from 1."""
+    """The best epoch of a trial, counted from 1 where its chain of parents began."""
 
     score: float
     epoch: int
@@ -47,11 +50,11 @@ class Best:
 
 
 class Trainer:
-    """A trial between its first and its last step; made in a folder with checkpoints, it goes on from the newest."""
+    """A trial between its first and its last step."""
 
     def __init__(
         self,
-        config: TrialConfig,
+        start: Start,
         slices: SliceSet,
         split: Split,
         folder: Path,
@@ -59,8 +62,10 @@ class Trainer:
         weights: Path | None,
         device: torch.device,
         checkpoint_every_s: float,
+        limit_s: float,
     ) -> None:
-        self._config, self._folder, self._checkpoint_every_s = config, folder, checkpoint_every_s
+        config = self._config = start.config
+        self._folder, self._checkpoint_every_s, self._limit_s = folder, checkpoint_every_s, limit_s
         parts = parts_of(slices, split, config.min_brain, config.task)
         # Before the training: that finds out how large a batch fits into what is left of a GPU's memory.
         self._validation = Batches(slices, parts.validation, config.recipe, device)
@@ -70,20 +75,33 @@ class Trainer:
         self._training = make_training(config, slices, parts.train, weights, device)
         self._evaluated = MicroBatch(2 * self._training.stepper.micro.size)  # nothing is kept for a backward pass
         self._plan, self._pretrained = phases(config), weights is not None
-        self._guard = LossGuard()
+        self._guard, self.parameters_m = LossGuard(), parameters_m(self.model)
         records: dict[str, Any] = {"epochs": [], "best": None, "within": None}
         self._state = TrainState(self._training.model, self._training.optimizer, {}, records)
-        self._resumed = load_checkpoint(folder / "checkpoint", self._state)
-        if self._resumed:
+        self._resumed = start.checkpoint is not None
+        if start.checkpoint:
+            load_checkpoint(start.checkpoint, self._state)
             self._training.stepper.restore(self._state.records["stepper"])
             self._guard.restore(self._state.records["guard"])
+        elif start.weights:
+            self.model.load_state_dict(load_file(start.weights))
         self._saved_at_s = time.monotonic()
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The records of all finished epochs."""
+        """The records of all finished epochs, those before a piece of a cycle too."""
         epochs: list[dict[str, Any]] = self._state.records["epochs"]
         return epochs
+
+    @property
+    def own_history(self) -> list[dict[str, Any]]:
+        """The records of the epochs that this trial has trained."""
+        return [record for record in self.history if record["epoch"] > self._config.epochs_before]
+
+    @property
+    def epochs_done(self) -> int:
+        """All finished epochs, those before the trial too."""
+        return self._config.epochs_before + len(self.own_history)
 
     @property
     def model(self) -> nn.Module:
@@ -108,21 +126,26 @@ class Trainer:
 
     def run(self, on_epoch: EpochCallback) -> None:
         """Train all epochs that are missing."""
-        for epoch in range(len(self.history), self._config.epochs):
+        for epoch in range(self.epochs_done, self._config.epochs):
             record = self._epoch(epoch)
-            write_json(self._folder / "metrics.json", {"epochs": self.history})
+            write_json(self._folder / METRICS, {"epochs": self.history})
             waited_s = time.monotonic() - self._saved_at_s
             every_s = min(SECONDS_BETWEEN_CHECKPOINTS, self._checkpoint_every_s)
             if epoch + 1 < self._config.epochs and waited_s >= every_s:
-                self._save(epoch + 1)
+                self._save(CHECKPOINT, epoch + 1)
             on_epoch(record)
+
+    def keep_state(self) -> None:
+        """Keep what a child needs to train the next piece of this cycle, if there is one."""
+        if self._config.epochs < self._config.cycle.stop:
+            self._save(STATE, self._config.epochs)
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         within = self._state.records["within"] or {"step": 0, "loss": 0.0, "trained_s": 0.0}
         if not (self._resumed and within["step"]):
             torch.manual_seed(self._config.seed * 1_000_003 + epoch)  # dropout; whoever resumes here draws the same
         self._resumed = False
-        phase, _ = phase_of(self._plan, epoch)
+        phase, _ = phase_of(self._plan, epoch - self._config.cycle.start)
         (freeze_body if phase.body_frozen and self._pretrained else unfreeze)(self.model)
         train_loss, trained_s = self._train(epoch, **within)
         self._state.records["within"] = None
@@ -134,7 +157,9 @@ class Trainer:
             "train_loss": train_loss,
             "trained_s": trained_s,
             "seconds": trained_s + time.monotonic() - start_s,
+            "images_per_s": self.images / trained_s,
             "micro_batch": self.micro_batch,
+            "lr": self._step_at(epoch, self._training.batches.steps - 1).lrs[-1],
             **scores,
         }
         self.history.append(record)
@@ -145,24 +170,33 @@ class Trainer:
         """Steps from `step` to the end of an epoch, of which the earlier ones gave `loss` and took `trained_s`."""
         batches, steps = self._training.batches, self._training.batches.steps
         total = torch.tensor(loss, device=batches.labels.device)
-        start_s = time.monotonic()
+        start_s = time.monotonic() - trained_s
         self.model.train()
         for number, (inputs, labels) in enumerate(batches.train(epoch, first_step=step), start=step):
-            set_step(self._training.optimizer, *step_at(self._plan, epoch, number, steps))
+            set_step(self._training.optimizer, *self._step_at(epoch, number))
             loss_now = self._training.stepper.step(inputs, labels)
             self._guard.watch(loss_now)
             total += loss_now
+            self._require_time(time.monotonic() - start_s)
             if number + 1 < steps and time.monotonic() - self._saved_at_s >= self._checkpoint_every_s:
-                passed_s = trained_s + time.monotonic() - start_s
+                passed_s = time.monotonic() - start_s
                 self._state.records["within"] = {"step": number + 1, "loss": float(total), "trained_s": passed_s}
-                self._save(epoch, number + 1)
+                self._save(CHECKPOINT, epoch, number + 1)
         self._guard.look()
-        return float(total) / steps, trained_s + time.monotonic() - start_s
+        return float(total) / steps, time.monotonic() - start_s
 
-    def _save(self, epoch: int, step: int = 0) -> None:
+    def _step_at(self, epoch: int, step: int) -> Step:
+        return step_at(self._plan, epoch - self._config.cycle.start, step, self._training.batches.steps)
+
+    def _require_time(self, passed_s: float) -> None:
+        """Ends a trial whose own epochs, the one that has been training for `passed_s` included, took too long."""
+        if passed_s + sum(record["seconds"] for record in self.own_history) > self._limit_s:
+            raise TrialFailedError("timed_out", f"it has trained for more than {self._limit_s:g} s")
+
+    def _save(self, folder: str, epoch: int, step: int = 0) -> None:
         self._guard.look()
         self._state.records |= {"stepper": self._training.stepper.state(), "guard": self._guard.state()}
-        save_checkpoint(self._folder / "checkpoint", epoch, self._state, step)
+        save_checkpoint(self._folder / folder, epoch, self._state, step)
         self._saved_at_s = time.monotonic()
 
     def _predict(self) -> FloatArray:

@@ -1,14 +1,19 @@
 """Train one configuration and score it; the same function as a plain call, under Ray, and on a bare GPU machine.
 
-In: a `TrialConfig`, a `SliceSet`, a `Split` and a folder. Out: `config.json`, `metrics.json`, `predictions.parquet`
-(validation slices, best epoch), `weights.safetensors` (best epoch), and a `TrialResult`. While it trains, the folder
+In: a `TrialConfig`, a `SliceSet`, a `Split` and a folder. Out: `config.json`, `lineage.json`, `metrics.json`,
+`predictions.parquet` (validation slices, best epoch), `weights.safetensors` (best epoch), `events/` (TensorBoard), and
+a `TrialResult`; of a piece of a longer cycle `state/` too, from which a child goes on. While it trains, the folder
 holds checkpoints: called again, it goes on from the newest and ends with the same numbers.
 """
 
+import fcntl
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +21,22 @@ import torch
 
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import Split
-from ichsearch.files import read_json, write_json, written_aside
-from ichsearch.model.backbones import parameters_m
+from ichsearch.errors import AlreadyRunningError
+from ichsearch.files import read_json, sha256_of, write_json, written_aside
 from ichsearch.train.checkpoint import save_weights
 from ichsearch.train.config import TrialConfig, TrialFailedError
+from ichsearch.train.events import event_file
+from ichsearch.train.lineage import (
+    CHECKPOINT,
+    EVENTS,
+    METRICS,
+    PREDICTIONS,
+    WEIGHTS,
+    Start,
+    claim,
+    find_start,
+    lineage_of,
+)
 from ichsearch.train.metrics import Scores
 from ichsearch.train.setup import pick_device
 from ichsearch.train.trainer import EpochCallback, Trainer
@@ -27,7 +44,20 @@ from ichsearch.train.trainer import EpochCallback, Trainer
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a finished trial is ranked by and what it cost."""
+    """What a finished trial is ranked by and what it cost.
+
+    Attributes:
+        score: of the best epoch; of a piece of a cycle, the best of its parents' epochs counts too.
+        best_epoch: counted from 1 where the chain of parents began.
+        metrics: all scores of that epoch.
+        seconds: of training and validation, the parents' not counted.
+        images_per_s: slices trained on in a second of training.
+        parameters_m: of the model, in millions.
+        micro_batch: how many slices of a batch went through the model at once, in the end.
+        epochs_trained: epochs of the trial itself; all of its chain if it restarted.
+        restarted: a child whose parent had left nothing that it could go on from.
+        memory_mb: most memory of the GPU that tensors took, in 1e6 bytes; None on a CPU.
+    """
 
     score: float
     best_epoch: int
@@ -36,6 +66,9 @@ class TrialResult:
     images_per_s: float
     parameters_m: float
     micro_batch: int
+    epochs_trained: int
+    restarted: bool = False
+    memory_mb: float | None = None
 
 
 def run_trial(
@@ -45,11 +78,16 @@ def run_trial(
     folder: Path,
     *,
     weights: Path | None = None,
+    parent: Path | None = None,
     device: torch.device | None = None,
     on_epoch: EpochCallback = lambda record: None,
     checkpoint_every_s: float = math.inf,
+    limit_s: float = math.inf,
 ) -> TrialResult:
-    """Train for `config.epochs` epochs and score the best epoch on the validation fold.
+    """Train until the chain has `config.epochs` epochs and score the best one on the validation fold.
+
+    A child starts from its parent's best weights with a new cycle, or, if `config.cycle_epochs` is given, goes on from
+    the parent's last state. Where these are gone or damaged it restarts: it trains all epochs from its own start.
 
     Args:
         config: what to train.
@@ -57,72 +95,103 @@ def run_trial(
         split: the patients' folds.
         folder: the trial's own; an interrupted trial goes on from it, a finished one is not run again.
         weights: safetensors of pretrained weights; None starts from random ones.
+        parent: folder of the trial that has trained the first `config.epochs_before` epochs.
         device: None takes the GPU if there is one.
-        on_epoch: called after each epoch with its record (epoch, losses, scores, seconds).
+        on_epoch: called after each epoch with its record (epoch, losses, scores, seconds, images_per_s).
         checkpoint_every_s: how often to write a checkpoint, within epochs too; inf: now and then between them.
+        limit_s: the trial ends when its own epochs have taken longer, those before an interruption included.
 
     Raises:
-        TrialFailedError: the loss runs away, the score is undefined, or memory does not suffice in any way.
+        TrialFailedError: the loss runs away, the score is undefined, memory does not suffice in any way, a batch is
+            larger than the data, or the trial takes too long.
+        AlreadyRunningError: another process is at work on the folder.
     """
-    _start_folder(folder, config)
-    if (known := read_result(folder)) is not None:
-        return known
-    try:
-        trainer = Trainer(
-            config,
-            slices,
-            split,
-            folder,
-            weights=weights,
-            device=device or pick_device(),
-            checkpoint_every_s=checkpoint_every_s,
-        )
-        trainer.run(on_epoch)
-    except TrialFailedError:
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nobody goes on from there
-        raise
-    except torch.OutOfMemoryError as error:  # not in a step, which knows how to shrink
-        raise TrialFailedError("out_of_memory", "the model, its optimizer or its slices do not fit") from error
-    return _finish(trainer, config, slices, folder)
+    device = device or pick_device()
+    with _sole_writer(folder):
+        lineage = claim(folder, config, lineage_of(config, slices, split, weights, parent))
+        if (known := read_result(folder)) is not None:
+            return known
+        start = find_start(folder, config, lineage, parent)
+        try:
+            trainer = Trainer(
+                start,
+                slices,
+                split,
+                folder,
+                weights=weights,
+                device=device,
+                checkpoint_every_s=checkpoint_every_s,
+                limit_s=limit_s,
+            )
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)  # of batches that proved too large
+            _train(trainer, config, folder, on_epoch)
+        except TrialFailedError:
+            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)  # nobody goes on from there
+            raise
+        except torch.OutOfMemoryError as error:  # not in a step, which knows how to shrink
+            raise TrialFailedError("out_of_memory", "the model, its optimizer or its slices do not fit") from error
+        return _finish(trainer, start, slices, folder, device)
 
 
-def _start_folder(folder: Path, config: TrialConfig) -> None:
-    """Keep the configuration; what a trial of another one left is not gone on from."""
-    path, content = folder / "config.json", config.model_dump()
-    for leftover in folder.glob(".*.aside"):  # of a killed worker
-        leftover.unlink()
-    if path.is_file() and read_json(path) != content:
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-        (folder / "metrics.json").unlink(missing_ok=True)
-    write_json(path, content)
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the trial's folder; the kernel releases it when this process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "trial.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunningError(
+                f"a trial has one writer, but another process is at work on {folder.name}; wait for it, or end it"
+            ) from None
+        yield
+
+
+def _train(trainer: Trainer, config: TrialConfig, folder: Path, on_epoch: EpochCallback) -> None:
+    with event_file(folder / EVENTS, config, trainer.epochs_done) as write_events:
+
+        def told(record: dict[str, Any]) -> None:
+            write_events(record)
+            on_epoch(record)
+
+        trainer.run(told)
 
 
 def read_result(folder: Path) -> TrialResult | None:
     """The result of a trial that has finished in this folder; None for any other."""
-    path = folder / "metrics.json"
+    path = folder / METRICS
     saved = read_json(path) if path.is_file() else {}
     return TrialResult(**saved["result"]) if saved.get("result") else None
 
 
-def _finish(trainer: Trainer, config: TrialConfig, slices: SliceSet, folder: Path) -> TrialResult:
-    best, history = trainer.best, trainer.history
-    trained_s = sum(record["trained_s"] for record in history)
-    result = TrialResult(
+def _finish(trainer: Trainer, start: Start, slices: SliceSet, folder: Path, device: torch.device) -> TrialResult:
+    with written_aside(folder / PREDICTIONS) as aside:
+        _predictions(trainer, start.config, slices).to_parquet(aside, index=False)
+    with written_aside(folder / WEIGHTS) as aside:
+        save_weights(aside, trainer.best.weights)
+    trainer.keep_state()
+    result = _result(trainer, start, device)
+    digests = {name: sha256_of(folder / name) for name in (PREDICTIONS, WEIGHTS)}
+    write_json(folder / METRICS, {"epochs": trainer.history, "result": result.__dict__, "sha256": digests})
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    return result
+
+
+def _result(trainer: Trainer, start: Start, device: torch.device) -> TrialResult:
+    best, own = trainer.best, trainer.own_history
+    return TrialResult(
         score=best.score,
         best_epoch=best.epoch,
         metrics=best.metrics,
-        seconds=sum(record["seconds"] for record in history),
-        images_per_s=config.epochs * trainer.images / trained_s,
-        parameters_m=parameters_m(trainer.model),
+        seconds=sum(record["seconds"] for record in own),
+        images_per_s=len(own) * trainer.images / sum(record["trained_s"] for record in own),
+        parameters_m=trainer.parameters_m,
         micro_batch=trainer.micro_batch,
+        epochs_trained=len(own),
+        restarted=start.restarted,
+        memory_mb=torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None,
     )
-    with written_aside(folder / "predictions.parquet") as aside:
-        _predictions(trainer, config, slices).to_parquet(aside, index=False)
-    with written_aside(folder / "weights.safetensors") as aside:
-        save_weights(aside, best.weights)
-    write_json(folder / "metrics.json", {"epochs": history, "result": result.__dict__})
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    return result
 
 
 def _predictions(trainer: Trainer, config: TrialConfig, slices: SliceSet) -> pd.DataFrame:
