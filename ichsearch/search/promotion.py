@@ -10,6 +10,17 @@ from itertools import pairwise
 from ichsearch.search.history import Entry, History
 
 
+def rungs_of(epochs: int, eta: int, first: int) -> tuple[int, ...]:
+    """The rungs of a search, in epochs, ascending: first, first · eta, … and the full length.
+
+    One that is more than half of the full length is left out: it would cost nearly as much and tell little.
+    """
+    rungs = [min(first, epochs)]
+    while 2 * (longer := rungs[-1] * eta) <= epochs:
+        rungs.append(longer)
+    return tuple(rungs) if rungs[-1] == epochs else (*rungs, epochs)
+
+
 def due_promotion(history: History, rungs: Sequence[int], eta: int) -> Entry | None:
     """The best trial that is among the best 1/eta of its rung and was not promoted yet, highest rung first."""
     for epochs in reversed(rungs[:-1]):

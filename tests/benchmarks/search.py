@@ -29,12 +29,13 @@ from typing import Final, NamedTuple
 import pandas as pd
 from measuring import Figures, cpu_model, new_table, timed
 from rich.console import Console
+from search_ours import OURS
 from search_peers import PEERS
 from search_statistics import Bounds, FloatArray, difference, mean_and_error
 from search_table import Contestant, Exhausted, Ledger, Task, load_tasks, normalised_regret
 
 PACKAGES: Final = ("ichsearch", "optuna", "ray", "numpy")
-CONTESTANTS: Final[dict[str, Contestant]] = {**PEERS}
+CONTESTANTS: Final[dict[str, Contestant]] = {**OURS, **PEERS}
 SEEDS_OF_A_TASK: Final = 10_000
 """Tasks often share their configurations: with the same seed their runs would not be independent."""
 
