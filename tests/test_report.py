@@ -44,7 +44,7 @@ STABLE_COLUMNS = (
     "average_precision_subdural,average_precision_any,sensitivity_at_90_any,sensitivity_at_95_any,"
     "patient_sensitivity_at_90_any,patient_sensitivity_at_95_any,calibration_error_any,patient_auroc_any,auroc_mean,"
     "patient_auroc_mean,task,backbone,batch_size,size,channels,head,augment,augmentations,min_brain,imbalance,"
-    "label_smoothing,weight_decay,clip_norm,precision,schedule,rise,start_divisor,end_divisor,lr_spread,frozen_epochs,lr,"
+    "label_smoothing,weight_decay,clip_norm,precision,lr_schedule,rise,start_divisor,end_divisor,lr_spread,frozen_epochs,lr,"
     "lr_factor,lr_suggestion,weights,epochs,best_epoch,seconds,images_per_s,micro_batch,parameters_m,checkpoint"
 )
 

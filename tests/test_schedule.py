@@ -101,7 +101,7 @@ def test_fine_tune_is_fastais() -> None:
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(3, base_lr=0.03, freeze_epochs=1, cbs=[Watch()])
 
-    plan = phases(CONFIG.model_copy(update={"schedule": "fine_tune"}))
+    plan = phases(CONFIG.model_copy(update={"lr_schedule": "fine_tune"}))
     seen = [item for item in seen if len(item[0]) == 3]
     training = [item for number, item in enumerate(seen) if number % 101 != 100]  # the last is a validation batch
     assert len(training) == 400
@@ -117,4 +117,4 @@ def test_fine_tune_is_fastais() -> None:
 
 def test_fine_tune_needs_an_epoch_that_is_not_frozen() -> None:
     with pytest.raises(ValidationError, match="more epochs than frozen ones, but has 4 and 4"):
-        TrialConfig.model_validate(CONFIG.model_dump() | {"schedule": "fine_tune", "frozen_epochs": 4})
+        TrialConfig.model_validate(CONFIG.model_dump() | {"lr_schedule": "fine_tune", "frozen_epochs": 4})

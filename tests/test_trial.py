@@ -345,7 +345,7 @@ def test_norms_and_biases_do_not_decay_and_every_parameter_has_its_group(backbon
         {"imbalance": "loss"},
         {"imbalance": "sampler"},
         {"label_smoothing": 0.1, "clip_norm": 1.0},
-        {"schedule": "fine_tune"},
+        {"lr_schedule": "fine_tune"},
         {"augmentations": "flip+rotation+blur+shift_scale+erasing+noise+gain"},
         {"precision": "bf16"},
         {"metric": "log_loss"},
@@ -368,7 +368,7 @@ def test_every_choice_of_a_recipe_trains(
 def test_a_pretrained_body_is_frozen_at_first_but_for_its_norms(
     slices: SliceSet, split: Split, tmp_path: Path, pretrained: bool
 ) -> None:
-    config = TrialConfig.model_validate(CONFIG.model_dump() | {"schedule": "fine_tune", "metric": "log_loss"})
+    config = TrialConfig.model_validate(CONFIG.model_dump() | {"lr_schedule": "fine_tune", "metric": "log_loss"})
     seen: list[dict[str, torch.Tensor]] = []
     start = {name: value.clone() for name, value in make_model(config, None, CPU).state_dict().items()}
     weights = tmp_path / "weights.safetensors"

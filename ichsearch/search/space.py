@@ -24,7 +24,7 @@ from ichsearch.train.metrics import Metric, is_defined
 
 SEARCHED: Final = (
     "backbone", "batch_size", "size", "channels", "head", "augment", "augmentations", "min_brain", "imbalance",
-    "label_smoothing", "weight_decay", "clip_norm", "precision", "schedule", "rise", "start_divisor", "end_divisor",
+    "label_smoothing", "weight_decay", "clip_norm", "precision", "lr_schedule", "rise", "start_divisor", "end_divisor",
     "lr_spread", "frozen_epochs", "lr",
 )  # fmt: skip
 REQUIRED: Final = ("backbone", "batch_size", "size", "lr")
@@ -110,11 +110,11 @@ class Space(_Section):
                 ["metric"],
                 f"the metric must be defined for task {self.task}, but {self.metric} is not; say one of {fitting}",
             )
-        if "fine_tune" not in self._values("schedule"):
+        if "fine_tune" not in self._values("lr_schedule"):
             return
         if self.pretrained == "no":
             raise _rule(
-                ["parameters", "schedule"],
+                ["parameters", "lr_schedule"],
                 "fine_tune freezes a pretrained body, but pretrained is no; say auto or require",
             )
         frozen = max(self._values("frozen_epochs"))

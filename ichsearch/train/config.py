@@ -30,7 +30,7 @@ def _known_kinds(value: str) -> str:
 Augmentations = Annotated[str, AfterValidator(_known_kinds)]
 Imbalance = Literal["none", "loss", "sampler"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Schedule = Literal["one_cycle", "fine_tune"]
+LrSchedule = Literal["one_cycle", "fine_tune"]
 
 
 class InputConfig(BaseModel):
@@ -80,7 +80,7 @@ class TrialConfig(InputConfig):
     epochs: int = Field(ge=1, le=1000, description="all epochs, frozen ones included")
     lr: float = Field(ge=MIN_LR, le=100, description="highest learning rate of the cycle")
     metric: Metric = "auroc_any"
-    schedule: Schedule = "one_cycle"
+    lr_schedule: LrSchedule = "one_cycle"
     rise: float = Field(0.25, gt=0, lt=1, description="one_cycle: share of the steps in which the rate rises")
     start_divisor: float = Field(25.0, ge=1, description="one_cycle: lr over the first rate")
     end_divisor: float = Field(1e5, ge=1, description="one_cycle: lr over the last rate")
@@ -91,7 +91,7 @@ class TrialConfig(InputConfig):
     def _makes_sense(self) -> Self:
         if not is_defined(self.metric, self.labels):
             raise ValueError(f"the metric must be defined for task {self.task}, but {self.metric} is not")
-        if self.schedule == "fine_tune" and self.frozen_epochs >= self.epochs:
+        if self.lr_schedule == "fine_tune" and self.frozen_epochs >= self.epochs:
             raise ValueError(
                 f"fine_tune needs more epochs than frozen ones, but has {self.epochs} and {self.frozen_epochs}; "
                 "raise epochs or lower frozen_epochs"

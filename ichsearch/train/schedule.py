@@ -49,7 +49,7 @@ class Phase(NamedTuple):
 
 def phases(config: TrialConfig) -> list[Phase]:
     """One cycle for all layers; or fastai's two: the head alone, then all at half the rate, early layers slower."""
-    if config.schedule == "one_cycle":
+    if config.lr_schedule == "one_cycle":
         shape = Shape(config.rise, config.start_divisor, config.end_divisor)
         return [Phase(config.epochs, (config.lr,) * GROUPS, shape)]
     body = config.lr / FROZEN_BODY_DIVISOR
