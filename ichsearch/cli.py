@@ -286,7 +286,7 @@ def run(
     from ichsearch.search.runner import Watchers, run_search
     from ichsearch.search.space_file import find_space, load_space
 
-    loaded = load_space(find_space(space), {"trials": trials} if trials else {})
+    loaded = load_space(find_space(space), [f"trials={trials}"] if trials else [])
     target = folder or Path("runs") / loaded.name
     try:
         with progress(err) as show:

@@ -8,8 +8,9 @@ import pytest
 from spaces import SMALL, write_space
 
 from ichsearch.errors import ConfigError
+from ichsearch.search.resolved import differences, save_space
 from ichsearch.search.space import Space
-from ichsearch.search.space_file import differences, find_space, load_space, save_space
+from ichsearch.search.space_file import find_space, load_space
 
 WRONG = {
     "unknown key": ("epochs: 2", "epoch: 2", 4, "unknown key 'epoch'; did you mean epochs"),

@@ -9,7 +9,7 @@ from typing import Literal
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages.journal import JournalFileBackend
 
 from ichsearch.files import sync
@@ -42,7 +42,7 @@ def open_study(
     return optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
 
 
-def make_sampler(kind: Literal["tpe", "random"], seed: int, trial_number: int) -> BaseSampler:
+def make_sampler(kind: Literal["tpe", "random", "qmc"], seed: int, trial_number: int) -> BaseSampler:
     """A sampler whose proposals depend on the seed, the trial's number, and what has been told: nothing else.
 
     A sampler that went on from one seed would, after a resume, propose its first configurations again.
@@ -53,4 +53,6 @@ def make_sampler(kind: Literal["tpe", "random"], seed: int, trial_number: int) -
     with warnings.catch_warnings():
         # group=True models a conditional space branch by branch; Optuna calls the option experimental.
         warnings.simplefilter("ignore", ExperimentalWarning)
+        if kind == "qmc":
+            return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
         return TPESampler(seed=own_seed, group=True)
