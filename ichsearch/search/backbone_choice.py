@@ -22,6 +22,8 @@ from ichsearch.search.space import Space
 
 MOST_OF_A_PATTERN: Final = 100
 """Backbones that one pattern may stand for: the LR finder runs for each."""
+MOST_LOOKED_AT: Final = 300
+"""Matches of a pattern that are worth the seconds it takes to look at them."""
 WILD: Final = frozenset("*?[")
 BACKBONE: Final[Location] = ("parameters", "backbone")
 
@@ -74,6 +76,8 @@ def _matching(value: Any, patterns: dict[str, list[str]]) -> list[Any]:
         raise SpaceRuleError(
             BACKBONE, f"a pattern must match models of timm or torchvision, but {value!r} matches none; correct it"
         )
+    if len(found) > MOST_LOOKED_AT:
+        raise SpaceRuleError(BACKBONE, _too_many(value, len(found)))
     patterns[value] = found
     return list(found)
 
@@ -153,12 +157,7 @@ def _left_out(space: Space, patterns: dict[str, list[str]]) -> dict[str, str]:
         elif pattern is not None:
             kept[pattern] += 1
             if kept[pattern] > MOST_OF_A_PATTERN:
-                raise SpaceRuleError(
-                    BACKBONE,
-                    f"a pattern may stand for at most {MOST_OF_A_PATTERN} backbones, but {pattern!r} matches "
-                    f"{len(patterns[pattern])}, of which more than that can be trained; narrow it, or set "
-                    "constraints.max_parameters",
-                )
+                raise SpaceRuleError(BACKBONE, _too_many(pattern, len(patterns[pattern])))
     for pattern, number in kept.items():
         if not number and (reasons := [left_out[name] for name in patterns[pattern] if name in left_out]):
             raise SpaceRuleError(
@@ -167,6 +166,13 @@ def _left_out(space: Space, patterns: dict[str, list[str]]) -> dict[str, str]:
                 f"{pattern!r} matches can be ({reasons[0]}); correct it, or loosen constraints",
             )
     return left_out
+
+
+def _too_many(pattern: str, matches: int) -> str:
+    return (
+        f"a pattern may stand for at most {MOST_OF_A_PATTERN} backbones that can be trained, but {pattern!r} matches "
+        f"{matches}; narrow it, or set constraints.max_parameters"
+    )
 
 
 def _obstacle(space: Space, backbone: str, *, brought: bool) -> str | None:

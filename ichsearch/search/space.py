@@ -5,10 +5,10 @@ In: the content of a space file. Out: a validated `Space` that turns Optuna tria
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 import optuna
-from pydantic import AfterValidator, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from ichsearch.data.tasks import Task, task_labels
 from ichsearch.model.weights import Policy
@@ -71,7 +71,7 @@ class Space(Section):
     phantom: PhantomCohort = PhantomCohort()
     constraints: Constraints = Constraints()
     first_trials: list[FirstTrial] = Field([], description="configurations tried first; what they leave out is drawn")
-    parameters: Annotated[dict[str, Parameter], AfterValidator(checked)]
+    parameters: dict[str, Parameter]
 
     _wildcards: dict[str, list[str]] = PrivateAttr(default_factory=dict)
     _left_out: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -83,6 +83,16 @@ class Space(Section):
     def __hash__(self) -> int:
         """Equal spaces have one name."""
         return hash(self.name)
+
+    @field_validator("parameters")
+    @classmethod
+    def _complete(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+        for name in parameters:
+            if name in KEYS and name != "schedule":  # of that name the learning rate had one, too
+                raise SpaceRuleError(
+                    ("parameters", name), f"{name!r} is no parameter; it belongs beside `parameters`, not below it"
+                )
+        return checked(parameters)
 
     @model_validator(mode="after")
     def _run_makes_sense(self) -> Self:
@@ -275,3 +285,7 @@ class Space(Section):
     def left_out(self) -> dict[str, str]:
         """Backbones that the file names, or its patterns match, but that no trial can have, and why."""
         return self._left_out
+
+
+KEYS: Final = [field.alias or name for name, field in Space.model_fields.items()]
+"""What stands at the top of a space file."""

@@ -17,7 +17,7 @@ from ichsearch.search.domains import KINDS
 from ichsearch.search.overrides import override
 from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.rules import Location, SpaceRuleError, nearest
-from ichsearch.search.space import Space
+from ichsearch.search.space import KEYS, Space
 from ichsearch.search.yaml_text import parse, read_file
 
 BOUNDS: Final = {
@@ -180,6 +180,6 @@ def _known_keys(where: Location) -> list[str]:
     if where[0] == "parameters":
         return [*KINDS, "log", "step", "when", "if"]
     if len(where) == 1:
-        return [field.alias or name for name, field in Space.model_fields.items()]
+        return KEYS
     section = Space.model_fields[str(where[0])].annotation
     return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
