@@ -6,7 +6,7 @@ In: a value of a space file or an option. Out: seconds.
 import re
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 PATTERN: Final = r"^[0-9]+(\.[0-9]+)?[smhd]$"
@@ -29,5 +29,6 @@ def seconds_of(value: Any) -> Any:
     return float(value[:-1]) * UNITS_S[value[-1]]
 
 
-Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0, le=LONGEST_S)]
+_AS_WRITTEN: Final = {"anyOf": [{"type": "string", "pattern": PATTERN}, {"type": "number", "exclusiveMinimum": 0}]}
+Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0, le=LONGEST_S), WithJsonSchema(_AS_WRITTEN)]
 """In seconds."""
