@@ -269,6 +269,46 @@ def lr_find(
     say(f"curve in {path} and {path.with_suffix('.png')}")
 
 
+OPTION_HELP: Final = "A value of the space file: epochs=4, parameters.size=64; may be given again."
+
+
+@app.command()
+def validate(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A space file, or a shipped one.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of shards, for the time of a trial on them.")] = None,
+    option: Annotated[list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help=OPTION_HELP)] = None,
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Measure what a trial takes here.")] = True,
+) -> None:
+    """Check a space file; print what it resolves to, how large it is, and what its trials would cost here."""
+    from ichsearch.search.resolved import as_text
+    from ichsearch.search.space_file import find_space, load_space
+    from ichsearch.search.validate import costs, count_slices, summary
+
+    loaded = load_space(find_space(space), option or ())
+    counts = count_slices(loaded, data) if data else None
+    say(as_text(loaded))
+    for line in summary(loaded):
+        say(line)
+    for line in costs(loaded, counts) if probe else ():
+        say(line)
+
+
+@app.command()
+def schema(
+    file: Annotated[Path | None, typer.Option("--out", help="Where it goes; default: printed.")] = None,
+) -> None:
+    """Print the JSON Schema of a space file, for editors that complete and check it."""
+    from ichsearch.files import to_json, write_bytes
+    from ichsearch.search.schema import space_schema
+
+    content = to_json(space_schema())
+    if file is None:
+        sys.stdout.write(content.decode())
+        return
+    write_bytes(file, content)
+    say(f"{file}: begin a space file beside it with\n# yaml-language-server: $schema={file.name}")
+
+
 @app.command()
 def run(
     space: Annotated[str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml.")],
@@ -276,6 +316,7 @@ def run(
     folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<space's name>.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the run instead of the space's number.")] = None,
+    option: Annotated[list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help=OPTION_HELP)] = None,
     extend: Annotated[bool, typer.Option(help="Go on with a run though trials or the space have changed.")] = False,
 ) -> None:
     """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
@@ -286,7 +327,7 @@ def run(
     from ichsearch.search.runner import Watchers, run_search
     from ichsearch.search.space_file import find_space, load_space
 
-    loaded = load_space(find_space(space), {"trials": trials} if trials else {})
+    loaded = load_space(find_space(space), [*(option or ()), *([f"trials={trials}"] if trials else ())])
     target = folder or Path("runs") / loaded.name
     try:
         with progress(err) as show:

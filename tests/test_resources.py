@@ -6,7 +6,7 @@ import pytest
 
 from ichsearch.errors import ConfigError
 from ichsearch.search.resources import trial_request
-from ichsearch.search.space import Resources
+from ichsearch.search.sections import Resources
 from ichsearch.shards import ray_session
 
 LAPTOP = {"CPU": 2.0}

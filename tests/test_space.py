@@ -1,6 +1,6 @@
-"""The grammar of spaces: what is wrong is refused with file, line, rule, value and remedy."""
+"""The grammar of spaces: what a file may say, and what is drawn, listed and counted from it."""
 
-import re
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -8,65 +8,48 @@ import pytest
 from spaces import SMALL, write_space
 
 from ichsearch.errors import ConfigError
+from ichsearch.search.combinations import size_of
+from ichsearch.search.parameters import SEARCHED
+from ichsearch.search.resolved import differences, resolved, save_space
 from ichsearch.search.space import Space
-from ichsearch.search.space_file import differences, find_space, load_space, save_space
+from ichsearch.search.space_file import find_space, load_space
+from ichsearch.train.config import TrialConfig
 
-WRONG = {
-    "unknown key": ("epochs: 2", "epoch: 2", 4, "unknown key 'epoch'; did you mean epochs"),
-    "unknown key of a section": ("{steps: 20}", "{stepps: 20}", 6, "unknown key 'stepps'; did you mean steps"),
-    "key in the wrong place": (
-        "  size: 32",
-        "  size: 32\n  epochs: 3",
-        15,
-        "it belongs beside `parameters`, not below it",
-    ),
-    "unknown parameter": ("  size: 32", "  sise: 32", 14, "unknown parameter 'sise'; did you mean size"),
-    "unknown key of a domain": ("[0.0, 1.0]}", "[0.0, 1.0], lag: true}", 16, "unknown key 'lag'; did you mean log"),
-    "wrong type": ("epochs: 2", "epochs: two", 4, "valid integer.*'two'"),
-    "below its minimum": ("trials: 3", "trials: 0", 3, "greater than or equal to 1.*0"),
-    "unknown metric": ("auroc_any", "auroc", 2, "'auroc_any'.*'auroc'"),
-    "unknown backbone": ("choice: [test_resnet,", "choice: [resnet81,", 8, "'resnet81'.*did you mean resnet18"),
-    "backbone that needs larger images": ("choice: [test_resnet,", "choice: [alexnet,", 8, "at least 63 px.*32"),
-    "missing parameter": ("  size: 32\n", "", 7, "must say size"),
-    "neither constant nor domain": ("  size: 32", "  size: [32]", 14, "constant, or have one of choice"),
-    "misspelt domain": ("{choice: [test_resnet,", "{choise: [test_resnet,", 8, "constant, or have one of choice"),
-    "empty choice": ("choice: [8, 16]", "choice: []", 10, "at least 1 item"),
-    "choice with a value twice": ("choice: [8, 16]", "choice: [8, 8]", 9, "must differ.*8, 8"),
-    "range upside down": ("float: [0.0, 1.0]", "float: [1.0, 0.0]", 16, "low < high.*1.0, 0.0"),
-    "range of one value": ("float: [0.0, 1.0]", "float: [1.0, 1.0]", 16, "low < high"),
-    "range of three": ("float: [0.0, 1.0]", "float: [0.0, 0.5, 1.0]", 16, "at most 2 items"),
-    "log range from zero": ("[0.0, 1.0]}", "[0.0, 1.0], log: true}", 16, "log range must be above 0"),
-    "log and step": ("[0.0, 1.0]}", "[0.1, 1.0], log: true, step: 0.1}", 16, "log or step, not both"),
-    "range outside what a trial takes": ("float: [0.0, 1.0]", "float: [0.0, 2.0]", 16, "less than or equal to 1.*2.0"),
-    "boolean for a number": ("  size: 32", "  size: true", 14, "valid integer.*True"),
-    "factor elsewhere": ("{float: [0.0, 1.0]}", "{factor: [0.5, 1.0]}", 16, "factor is for lr"),
-    "range where the LR finder needs values": ("  size: 32", "  size: {int: [32, 64]}", 14, "constant or a choice"),
-    "condition on an unknown parameter": ("if: {backbone:", "if: {bagbone:", 11, "bagbone is none"),
-    "condition on an unknown value": ("backbone: test_efficientnet}", "backbone: vgg}", 11, "'vgg' is none"),
-    "condition on itself": ("if: {backbone: test_efficientnet}", "if: {batch_size: 8}", 11, "batch_size is none"),
-    "case without if": ("- if: {backbone: test_efficientnet}\n        choice", "- choice", 9, "each with `if`"),
-    "key twice": ("trials: 3", "trials: 3\ntrials: 4", 4, "duplicate key"),
-    "tag": ("  size: 32", "  size: !!python/object:os.system 32", 14, "no tags"),
-    "alias": ("trials: 3", "trials: &n 3\nseed: *n", 4, "no aliases"),
-    "no YAML": ("trials: 3", "trials: [3", 4, "must be YAML"),
-    "name with a path": ("name: small", "name: ../small", 1, "match pattern"),
-}
+FULL = """\
+name: full
+task: multilabel
+strategy: promote
+sampler: qmc
+schedule: whole
+epochs: 9
+trials: 12
+time: 8h
+device_hours: 24
+trial_limit: 90
+promotion: {eta: 2, first_epochs: 2, child: restart, random_share: 0}
+keep: {best: 3, disk_gb: 1.5}
+constraints:
+  max_parameters: 30_000_000
+  forbidden: [{backbone: [test_resnet, test_vit2], batch_size: 8}]
+first_trials: [{backbone: test_resnet, lr: 1.0}]
+parameters:
+  backbone: {choice: [test_resnet, test_efficientnet, test_vit2]}
+  batch_size: {choice: [8, 16]}
+  size: 64
+  channels: {choice: [hu, windows], when: [{if: {backbone: test_vit2}, remove: true}]}
+  augment: {float: [0, 1], step: 0.5}
+  augmentations: {choice: [flip, rotation]}
+  label_smoothing: {float: [0.001, 0.1], log: true, when: [{if: {task: any}, value: 0.0}]}
+  lr_schedule: {choice: [one_cycle, fine_tune], when: [{if: {backbone: [test_vit2]}, value: fine_tune}]}
+  rise: {float: [0.1, 0.5]}
+  lr_spread: {float: [10, 1000], log: true}
+  frozen_epochs: {int: [1, 3]}
+  lr: {factor: [0.3, 3.0], when: [{if: {backbone: test_vit2}, float: [1e-4, 1e-2], log: true}]}
+"""
 
 
-@pytest.mark.parametrize("case", sorted(WRONG))
-def test_what_is_wrong_is_refused_with_its_line(tmp_path: Path, case: str) -> None:
-    old, new, line, message = WRONG[case]
-    assert old in SMALL
-    path = write_space(tmp_path, SMALL.replace(old, new))
-    with pytest.raises(ConfigError) as caught:
-        load_space(path)
-    assert re.match(rf"{re.escape(str(path))}:{line}: .*{message}", str(caught.value), re.DOTALL), caught.value
-
-
-def test_a_deep_or_large_or_listed_file_is_refused(tmp_path: Path) -> None:
-    for content in ("a: " + "[" * 40 + "]" * 40, "x" * 300_000, "- 1\n- 2\n", ""):
-        with pytest.raises(ConfigError):
-            load_space(write_space(tmp_path, content))
+def small(folder: Path, *options: str) -> Space:
+    return load_space(write_space(folder), options)
 
 
 def test_no_is_text_and_1e_3_a_number(tmp_path: Path) -> None:
@@ -77,12 +60,71 @@ def test_no_is_text_and_1e_3_a_number(tmp_path: Path) -> None:
     )
 
 
-def test_a_resolved_space_reads_back_equal(tmp_path: Path) -> None:
-    for name in ("quickstart.yaml", "architectures.yaml"):
-        space = load_space(find_space(name))
-        save_space(space, tmp_path / name)
-        assert load_space(tmp_path / name) == space
-        assert differences(space, load_space(tmp_path / name)) == []
+def test_a_resolved_space_reads_back_equal_and_says_every_value(tmp_path: Path) -> None:
+    files = {name: find_space(name) for name in ("quickstart.yaml", "architectures.yaml")}
+    files["full"] = write_space(tmp_path, FULL, "full")
+    for name, path in files.items():
+        space = load_space(path)
+        save_space(space, tmp_path / f"{name} again")
+        again = load_space(tmp_path / f"{name} again")
+        assert again == space
+        assert differences(space, again) == []
+        assert resolved(again) == resolved(space)
+        assert set(resolved(space)["parameters"]) <= set(SEARCHED)
+        assert set(SEARCHED) - set(resolved(space)["parameters"]) <= {"augmentations", "lr_spread", "frozen_epochs"}
+
+
+def test_what_does_not_count_is_not_written(tmp_path: Path) -> None:
+    written = resolved(small(tmp_path))["parameters"]
+    assert written["rise"] == 0.25
+    assert written["augmentations"] == "flip+rotation+blur"
+    assert not {"lr_spread", "frozen_epochs"} & set(written)
+    assert "augmentations" not in resolved(small(tmp_path, "parameters.augment=0"))["parameters"]
+
+
+def test_a_full_file_means_what_it_says(tmp_path: Path) -> None:
+    space = load_space(write_space(tmp_path, FULL))
+    assert (space.time_s, space.device_hours, space.trial_limit_s) == (28_800, 24, 90)
+    assert space.promotion.model_dump() == {"eta": 2, "first_epochs": 2, "child": "restart", "random_share": 0}
+    assert space.keep.model_dump() == {"best": 3, "disk_gb": 1.5}
+    assert space.constraints.max_parameters == 30_000_000
+    assert space.rungs() == (2, 4, 9)
+
+
+def test_what_a_file_leaves_out_has_its_default(tmp_path: Path) -> None:
+    content = SMALL.replace("trials: 3\nepochs: 2\n", "")
+    space = load_space(write_space(tmp_path, content))
+    assert (space.trials, space.epochs, space.strategy, space.schedule) == (20, 6, "promote", "per_rung")
+    assert (space.time_s, space.device_hours, space.trial_limit_s) == (None, None, None)
+    assert space.constraints.max_parameters is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("20m", 1200), ("8h", 28_800), ("1d", 86_400), ("1.5h", 5400), ("3", 3), ("0.5", 0.5)],
+)
+def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
+    assert small(tmp_path, f"time={text}").time_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("options", "rungs"),
+    [
+        (["epochs=9"], (1, 3, 9)),
+        (["epochs=6"], (2, 6)),
+        (["epochs=10"], (1, 3, 10)),
+        (["epochs=2"], (2,)),
+        (["epochs=1"], (1,)),
+        (["epochs=27", "promotion.first_epochs=3"], (3, 9, 27)),
+        (["epochs=27", "promotion.first_epochs=4"], (9, 27)),
+        (["epochs=8", "promotion.eta=2"], (1, 2, 4, 8)),
+        (["epochs=9", "strategy=full"], (9,)),
+        (["epochs=9", "pretrained=auto", "parameters.lr_schedule=fine_tune"], (3, 9)),
+        (["epochs=9", "pretrained=auto", "parameters.lr_schedule=fine_tune", "schedule=whole"], (1, 3, 9)),
+    ],
+)
+def test_rungs(tmp_path: Path, options: list[str], rungs: tuple[int, ...]) -> None:
+    assert small(tmp_path, *options).rungs() == rungs
 
 
 def test_differences_name_the_value_on_both_sides(tmp_path: Path) -> None:
@@ -98,9 +140,9 @@ def test_a_shipped_space_is_found_by_name_unless_the_folder_has_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_space(find_space("architectures.yaml")).trials == 30
+    assert load_space(find_space("architectures.yaml")).name == "architectures"
     write_space(tmp_path, name="architectures.yaml")
-    assert load_space(find_space("architectures.yaml")).trials == 3
+    assert load_space(find_space("architectures.yaml")).name == "small"
     with pytest.raises(ConfigError, match=r"did you mean quickstart.yaml"):
         find_space("quikstart.yaml")
 
@@ -142,3 +184,104 @@ def test_a_constant_lr_needs_no_finder(tmp_path: Path) -> None:
     space = load_space(write_space(tmp_path, SMALL.replace("{factor: [0.3, 3.0]}", "0.001")))
     assert not space.lr_may_be_factor()
     assert space.input_configs() == []
+
+
+def some(space: Space, number: int = 200) -> list[dict[str, object]]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [dict(space.draw(study.ask())) for _ in range(number)]
+
+
+def test_what_does_not_count_is_not_drawn(tmp_path: Path) -> None:
+    space = load_space(write_space(tmp_path, FULL))
+    for values in some(space):
+        fine_tune = values["lr_schedule"] == "fine_tune"
+        assert ({"lr_spread", "frozen_epochs"} <= set(values)) == fine_tune
+        assert ({"rise", "start_divisor", "end_divisor"} & set(values) == set()) == fine_tune
+        assert ("augmentations" in values) == (values["augment"] != 0)
+    assert {values["augment"] for values in some(space)} == {0.0, 0.5, 1.0}
+
+
+def test_a_case_gives_a_value_removes_a_parameter_or_makes_a_factor_a_rate(tmp_path: Path) -> None:
+    space = load_space(write_space(tmp_path, FULL))
+    for values in some(space):
+        vit = values["backbone"] == "test_vit2"
+        assert ("channels" in values) == (not vit)
+        assert values["lr_schedule"] == "fine_tune" or not vit
+        assert space.lr_is_factor(values) == (not vit)
+        assert isinstance(values["lr"], float)
+        assert (values["lr"] <= 1e-2) == vit
+        assert 0.001 <= values["label_smoothing"] <= 0.1
+    assert {config.channels for config in space.inputs() if config.backbone == "test_vit2"} == {"windows"}
+    assert all(values["label_smoothing"] == 0 for values in some(load_space(tmp_path / "space.yaml", ["task=any"]), 9))
+
+
+def test_every_draw_is_a_configuration_of_a_trial(tmp_path: Path) -> None:
+    for values in some(load_space(write_space(tmp_path, FULL))):
+        TrialConfig.model_validate({**values, "epochs": 9})
+
+
+def test_constants_are_drawn_but_not_asked_for(tmp_path: Path) -> None:
+    space = small(tmp_path)
+    trial = optuna.create_study().ask()
+    values = space.draw(trial)
+    assert set(trial.params) <= {
+        "backbone",
+        "batch_size",
+        "batch_size[backbone=test_efficientnet]",
+        "augment",
+        "lr_factor",
+    }
+    assert set(space.varied()) == {"backbone", "batch_size", "augment", "lr"}
+    assert values["weight_decay"] == 0.01
+
+
+@pytest.mark.parametrize(("factor", "expected"), [("1.0", {1.0}), ("{choice: [0.5, 1, 2]}", {0.5, 1.0, 2.0})])
+def test_a_factor_may_be_a_number_or_a_choice(tmp_path: Path, factor: str, expected: set[float]) -> None:
+    space = small(tmp_path, f"parameters.lr={{factor: {factor}}}")
+    assert {values["lr"] for values in some(space, 30)} == expected
+    assert space.lr_may_be_factor()
+    assert len(space.input_configs()) == 3
+
+
+def test_a_grid_has_every_configuration_that_is_allowed_once(tmp_path: Path) -> None:
+    options = ["strategy=grid", "parameters.augment={float: [0, 1], step: 0.5}", "parameters.lr={factor: 1.0}"]
+    space = small(tmp_path, *options, "parameters.augmentations={choice: [flip, blur]}")
+    grid = space.grid()
+    assert len(grid) == 3 * (1 + 2 * 2)
+    assert Counter(values["backbone"] for values in grid) == {"test_resnet": 10, "test_efficientnet": 5}
+    assert len({repr(sorted(values.items())) for values in grid}) == len(grid)
+    size = size_of(space.parameters, space.constraints, space.task)
+    assert (size.combinations, size.continuous, size.complete) == (15, [], True)
+    drawn_again = [dict(space.draw(optuna.trial.FixedTrial(space.enqueued(values)))) for values in grid]
+    assert drawn_again == grid
+    fewer = small(tmp_path, *options, "constraints.forbidden=[{backbone: test_resnet, augment: [0, 0.5]}]")
+    assert Counter(values["backbone"] for values in fewer.grid()) == {"test_resnet": 2, "test_efficientnet": 3}
+
+
+def test_the_number_of_configurations(tmp_path: Path) -> None:
+    space = small(tmp_path)
+    assert size_of(space.parameters, space.constraints, space.task) == (3, ["augment", "lr"], True)
+    options = ["parameters.weight_decay={choice: [0, 0.1]}", "parameters.clip_norm={int: [0, 1000000]}"]
+    space = small(tmp_path, *options)
+    assert size_of(space.parameters, space.constraints, space.task) == (3 * 2 * 1_000_001, ["augment", "lr"], True)
+
+
+def test_first_trials_are_tried_as_they_are_said(tmp_path: Path) -> None:
+    space = small(tmp_path, "first_trials=[{backbone: test_efficientnet, lr: 1.0}, {batch_size: 16}]")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for first in space.first_trials:
+        study.enqueue_trial(space.enqueued(first))
+    one, two = space.draw(study.ask()), space.draw(study.ask())
+    assert (one["backbone"], one["batch_size"], one["lr"]) == ("test_efficientnet", 8, 1.0)
+    assert two["batch_size"] == 16 or two["backbone"] == "test_efficientnet"
+
+
+def test_options_replace_add_and_the_last_one_counts(tmp_path: Path) -> None:
+    space = small(
+        tmp_path, "epochs=4", "parameters.size=64", "promotion.eta=2", "epochs=8",
+        "parameters.backbone={choice: [test_resnet, test_efficientnet, resnet10t]}", "pretrained=no",
+    )  # fmt: skip
+    assert (space.epochs, space.sizes(), space.promotion.eta, space.pretrained) == (8, [64], 2, "no")
+    assert space.backbones() == ["test_resnet", "test_efficientnet", "resnet10t"]
+    assert small(tmp_path, "lr_finder.steps=30").lr_finder.steps == 30
+    assert small(tmp_path, "parameters.lr=1e-3").parameters["lr"].domains()[0].value == 1e-3

@@ -5,7 +5,6 @@ In: a name, channels, classes, size, a head, weights. Out: a module from (B, C, 
 
 import difflib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from ichsearch.errors import ConfigError
+from ichsearch.model.answers import kept
 from ichsearch.model.blueprint import IMPOSSIBLE, blank, blueprint, build, drafting, known_backbones, native_px
 from ichsearch.model.heads import Head, feature_form, keep_logits_float32, with_concat_pool
 from ichsearch.model.loading import load_state
@@ -40,8 +40,31 @@ def check_backbone(name: str, size: int, *, channels: int = 3, head: Head = "lin
         raise ConfigError(f"a backbone must be a model of timm or torchvision, but {name!r} is neither; {hint}")
     if (reason := _obstacle(name, size, channels)) is not None:
         raise ConfigError(_size_message(name, size, channels, reason))
-    if head == "concat_pool" and feature_form(name, channels, size) is None:
+    if head == "concat_pool" and not _has_maps(name, size, channels):
         raise ConfigError(f"head: concat_pool needs feature maps, but {name} gives tokens; use head: linear")
+
+
+def fits(name: str, size: int, *, channels: int = 3, head: Head = "linear") -> bool:
+    """Whether `check_backbone` would let a known backbone pass; it looks for no remedy, and so answers sooner."""
+    return _obstacle(name, size, channels) is None and (head == "linear" or _has_maps(name, size, channels))
+
+
+@kept
+def _has_maps(name: str, size: int, channels: int) -> bool:
+    """Whether a backbone makes feature maps, which other heads than linear need."""
+    return feature_form(name, channels, size) is not None
+
+
+@kept
+def parameter_count(name: str, size: int, channels: int, classes: int, head: Head) -> int | None:
+    """Trainable parameters of a backbone with its head; None if it cannot be built for images of this size."""
+    try:
+        model = blueprint(name, channels, classes if head == "linear" else 1, size)
+        with torch.device("meta"):
+            full = model if head == "linear" else with_concat_pool(name, model, channels, classes, size)
+    except IMPOSSIBLE:
+        return None
+    return sum(parameter.numel() for parameter in full.parameters() if parameter.requires_grad)
 
 
 def _near_names(name: str) -> list[str]:
@@ -49,7 +72,7 @@ def _near_names(name: str) -> list[str]:
     return sorted(known for known in known_backbones() if "." in name or "." not in known)
 
 
-@cache
+@kept
 def _obstacle(name: str, size: int, channels: int) -> str | None:
     """Why a backbone cannot be trained on images of this size; None if it can."""
     try:

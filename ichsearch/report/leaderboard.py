@@ -9,8 +9,8 @@ import pandas as pd
 
 from ichsearch.files import write_text
 from ichsearch.labels import LABELS
+from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.run_folder import RunFolder, TrialRecord
-from ichsearch.search.space import SEARCHED
 from ichsearch.train.metrics import LOWER_IS_BETTER
 from ichsearch.train.trial import TrialResult, read_result
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from ichsearch.phantom import write_cohort
-from ichsearch.search.space import PhantomCohort
+from ichsearch.search.sections import PhantomCohort
 from ichsearch.shards.manifest import MANIFEST
 from ichsearch.shards.preprocess import Progress, preprocess
 

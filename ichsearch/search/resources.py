@@ -8,7 +8,7 @@ from typing import Any, Final
 import ray
 
 from ichsearch.errors import ConfigError
-from ichsearch.search.space import Resources
+from ichsearch.search.sections import Resources
 
 TRIALS_PER_CPU_NODE: Final = 4
 """`auto` on a machine without GPUs: more trials at once would each be slow, and the sampler would learn late."""

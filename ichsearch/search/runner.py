@@ -28,11 +28,12 @@ from ichsearch.search import console
 from ichsearch.search.book import Book, Started
 from ichsearch.search.default_data import phantom_shards
 from ichsearch.search.journal import open_journal
+from ichsearch.search.resolved import differences, save_space
 from ichsearch.search.resources import as_ray_options, has_free_slot, live_nodes, slots, trial_request
 from ichsearch.search.run_folder import RunFolder, lease
 from ichsearch.search.searcher import BookSearcher
 from ichsearch.search.space import Space
-from ichsearch.search.space_file import differences, load_space, save_space
+from ichsearch.search.space_file import load_space
 from ichsearch.search.worker import Assignment, find_curve, trainable, warm_cache
 from ichsearch.shards.preprocess import Progress
 from ichsearch.shards.ray_session import fan_out, ray_session

@@ -1,27 +1,46 @@
-"""A space: which configurations are searched, how long, by what they are judged, and with what resources.
+"""A space: which configurations are searched, how, how long, by what they are judged, and with what resources.
 
 In: the content of a space file. Out: a validated `Space` that turns Optuna trials into configurations.
 """
 
-import difflib
 from collections.abc import Mapping
-from itertools import product
+from itertools import islice
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from ichsearch.data.channels import CHANNELS
 from ichsearch.data.tasks import Task, task_labels
-from ichsearch.errors import ConfigError
-from ichsearch.model.backbones import check_backbone
 from ichsearch.model.weights import Policy
-from ichsearch.phantom.design import Prevalence
-from ichsearch.search.domains import Choice, Constant, Factor, Parameter, Scalar, as_list
-from ichsearch.train.config import InputConfig, TrialConfig
-from ichsearch.train.lr_finder import FEWEST_STEPS, SEARCH_STEPS
+from ichsearch.search.combinations import MOST_LISTED, allowed, combinations, why_not
+from ichsearch.search.domains import Factor, Scalar, as_list
+from ichsearch.search.durations import Duration
+from ichsearch.search.parameters import (
+    EFFECTS,
+    FINITE,
+    TASK,
+    Parameter,
+    check_occurs,
+    checked,
+    default_of,
+    domain_for,
+    draw,
+)
+from ichsearch.search.rules import Location, SpaceRuleError, nearest
+from ichsearch.search.sections import (
+    Constraints,
+    FirstTrial,
+    Keep,
+    LrFinder,
+    PhantomCohort,
+    Promotion,
+    Resources,
+    Section,
+)
+from ichsearch.train.config import InputConfig
 from ichsearch.train.metrics import Metric, is_defined
 
+<<<<<<< HEAD
 SEARCHED: Final = (
     "backbone", "batch_size", "size", "channels", "head", "augment", "augmentations", "min_brain", "imbalance",
     "label_smoothing", "weight_decay", "clip_norm", "precision", "lr_schedule", "rise", "start_divisor", "end_divisor",
@@ -32,214 +51,262 @@ FACTORS: Final = (0.01, 99.0)
 """With the LR finder's plausible suggestions, 1e-5 to 1, these stay within what a trial takes."""
 FINITE: Final = ("backbone", "batch_size", "size", "channels", "head")
 """Parameters that the LR finder runs for each value of: they cannot be ranges."""
+=======
+>>>>>>> grammar
 
+class Space(Section):
+    """A space file, validated; its backbones are looked at by `backbone_choice.settled`."""
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Resources(_Section):
-    """What one trial takes of a node."""
-
-    cpus_per_trial: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    gpus_per_trial: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-
-
-class LrFinder(_Section):
-    """How the LR finder's stage runs."""
-
-    steps: int = Field(SEARCH_STEPS, ge=FEWEST_STEPS, le=1000, description="training steps of one range test")
-
-
-class PhantomCohort(_Section):
-    """The synthetic cohort that a run without `--data` is made on."""
-
-    patients: int = Field(60, ge=5, le=10_000)
-    slices: int = Field(16, ge=1, le=256, description="slices a patient")
-    seed: int = 0
-    hard: bool = Field(False, description="subtle haemorrhages, and what misleads")
-    prevalence: Prevalence = "half"
-    even_position: bool = Field(False, description="a slice's position tells nothing of its label")
-
-
-class Space(_Section):
-    """A space file, validated."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    task: Task = "multilabel"
-    metric: Metric = "auroc_any"
-    trials: int = Field(20, ge=1, le=100_000)
-    epochs: int = Field(6, ge=1, le=1000, description="length of every trial")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="also the default run folder's")
+    task: Task = Field("multilabel", description="any haemorrhage, all six labels, or the subtype of positive slices")
+    metric: Metric = Field("auroc_any", description="what trials are ranked by, on the validation patients")
+    strategy: Literal["promote", "full", "grid"] = Field(
+        "promote", description="short trials first, the best go on; all at full length; every combination once"
+    )
+    sampler: Literal["tpe", "random", "qmc"] = Field("tpe", description="how configurations are proposed")
+    schedule: Literal["per_rung", "whole"] = Field(
+        "per_rung", description="a complete one-cycle in every trial, or one of full length that promotions go on with"
+    )
+    trials: int = Field(20, ge=1, le=100_000, description="trials of the run, promotions included")
+    epochs: int = Field(6, ge=1, le=1000, description="of a trial of full length")
+    time_s: Duration | None = Field(None, alias="time", description="wall clock of the run: 90s, 20m, 8h, 1d, seconds")
+    device_hours: Annotated[float, Field(gt=0, le=1e7)] | None = Field(None, description="summed over all trials")
+    trial_limit_s: Duration | None = Field(None, alias="trial_limit", description="a longer trial is ended")
+    promotion: Promotion = Promotion()
+    keep: Keep = Keep()
     seed: int = Field(0, ge=0, le=2**31 - 1)
-    split_seed: int = Field(0, ge=0, le=2**31 - 1)
-    sampler: Literal["tpe", "random"] = "tpe"
-    pretrained: Policy = "auto"
-    weights_folder: str | None = None
+    split_seed: int = Field(0, ge=0, le=2**31 - 1, description="of the patients' folds")
+    pretrained: Policy = Field("auto", description="start weights: needed, taken if they can be had, none")
+    weights_folder: str | None = Field(None, description="of <backbone>.safetensors or .pth, or one file")
     max_retries: int = Field(1, ge=0, le=10, description="how often a crashed trial is run again")
     resources: Resources = Resources()
     lr_finder: LrFinder = LrFinder()
     phantom: PhantomCohort = PhantomCohort()
+    constraints: Constraints = Constraints()
+    first_trials: list[FirstTrial] = Field([], description="configurations tried first; what they leave out is drawn")
     parameters: dict[str, Parameter]
 
-    @model_validator(mode="after")
-    def _parameters_make_sense(self) -> Self:
-        for name in self.parameters:
-            if name not in SEARCHED:
-                near = difflib.get_close_matches(name, SEARCHED, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(SEARCHED)}"
-                if name in type(self).model_fields:
-                    hint = "it belongs beside `parameters`, not below it"
-                raise _rule(["parameters", name], f"unknown parameter {name!r}; {hint}")
-        for name in REQUIRED:
-            if name not in self.parameters:
-                raise _rule(["parameters"], f"a space must say {name}, but does not; add it (a constant will do)")
-        for name, parameter in self.parameters.items():
-            for domain in parameter.domains():
-                _check_domain(name, domain)
-            self._check_conditions(name, parameter)
-        self._check_backbones()
-        self._check_whole()
-        return self
+    _wildcards: dict[str, list[str]] = PrivateAttr(default_factory=dict)
+    _left_out: dict[str, str] = PrivateAttr(default_factory=dict)
 
-    def _check_whole(self) -> None:
-        """Rules of a trial that bind a parameter to the run."""
+    def __eq__(self, other: object) -> bool:
+        """By what it says: where its backbones' names come from makes no difference."""
+        return isinstance(other, Space) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        """Equal spaces have one name."""
+        return hash(self.name)
+
+    @field_validator("parameters")
+    @classmethod
+    def _complete(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+        for name in parameters:
+            if name in KEYS and name != "schedule":  # of that name the learning rate had one, too
+                raise SpaceRuleError(
+                    ("parameters", name), f"{name!r} is no parameter; it belongs beside `parameters`, not below it"
+                )
+        return checked(parameters)
+
+    @model_validator(mode="after")
+    def _run_makes_sense(self) -> Self:
         labels = task_labels(self.task)
         if not is_defined(self.metric, labels):
             fitting = ", ".join(metric for metric in get_args(Metric) if is_defined(metric, labels))
-            raise _rule(
-                ["metric"],
+            raise SpaceRuleError(
+                ("metric",),
                 f"the metric must be defined for task {self.task}, but {self.metric} is not; say one of {fitting}",
             )
+<<<<<<< HEAD
         if "fine_tune" not in self._values("lr_schedule"):
             return
         if self.pretrained == "no":
             raise _rule(
                 ["parameters", "lr_schedule"],
+=======
+        self._check_rungs()
+        self._check_entries()
+        if self.strategy == "grid":
+            self._check_grid()
+        return self
+
+    def _check_rungs(self) -> None:
+        first = self.promotion.first_epochs
+        if first != "auto" and first > self.epochs:
+            raise SpaceRuleError(
+                ("promotion", "first_epochs"),
+                f"the first rung must be at most as long as a trial, but has {first} of {self.epochs} epochs; lower it",
+            )
+        if not (frozen := self._frozen_epochs()):
+            return
+        if self.pretrained == "no":
+            raise SpaceRuleError(
+                ("parameters", "lr_schedule"),
+>>>>>>> grammar
                 "fine_tune freezes a pretrained body, but pretrained is no; say auto or require",
             )
-        frozen = max(self._values("frozen_epochs"))
         if frozen >= self.epochs:
-            raise _rule(
-                ["epochs"],
+            raise SpaceRuleError(
+                ("epochs",),
                 f"fine_tune needs more epochs than frozen ones, but has {self.epochs} and {frozen}; raise epochs",
             )
+        if self.strategy == "promote" and self.schedule == "per_rung" and first != "auto" and frozen >= first:
+            raise SpaceRuleError(
+                ("promotion", "first_epochs"),
+                f"fine_tune needs more epochs than frozen ones, but the first rung may have {first} and {frozen}; "
+                "raise first_epochs, or say auto",
+            )
 
-    def _values(self, name: str) -> list[Any]:
-        """The values that bound a parameter; a trial's default if the space leaves it alone."""
+    def _frozen_epochs(self) -> int:
+        """The most epochs that `fine_tune` may freeze a body for; 0 if no trial fine-tunes."""
+        fine_tune = "fine_tune" in self.values_of("lr_schedule")
+        return max(self.values_of("frozen_epochs")) if fine_tune else 0
+
+    def _check_entries(self) -> None:
+        """What `forbidden` and `first_trials` say must be possible."""
+        for index, entry in enumerate(self.constraints.forbidden):
+            for name, values in entry.items():
+                where: Location = ("constraints", "forbidden", index, name)
+                self._check_known(name, where)
+                for value in as_list(values):
+                    check_occurs(self.parameters, name, value, where)
+        for index, first in enumerate(self.first_trials):
+            self._check_first(first, ("first_trials", index))
+
+    def _check_known(self, name: str, where: Location) -> None:
+        if name in EFFECTS and name not in self.parameters:
+            raise SpaceRuleError(where, f"{name} counts only where {EFFECTS[name].words}, which never is; remove it")
         if name not in self.parameters:
-            return [TrialConfig.model_fields[name].default]
-        return [value for domain in self.parameters[name].domains() for value in domain.extremes()]
+            raise SpaceRuleError(where, f"unknown parameter {name!r}; {nearest(name, self.parameters)}")
 
-    def _check_backbones(self) -> None:
-        for backbone in self.backbones():
-            try:
-                self._check_backbone(backbone)
-            except ConfigError as error:
-                raise _rule(["parameters", "backbone"], str(error)) from None
+    def _check_first(self, first: Mapping[str, Scalar], where: Location) -> None:
+        for name, value in first.items():
+            self._check_known(name, (*where, name))
+            domains = self.parameters[name].domains()
+            if not any(domain.contains(value) for domain in domains):
+                is_factor = any(isinstance(domain, Factor) for domain in domains)
+                hint = "; it is a factor round the LR finder's rate" if is_factor else ""
+                known = ", ".join(str(bound) for domain in domains for bound in domain.bounds()[:12])
+                raise SpaceRuleError(
+                    (*where, name), f"the space cannot propose {name} {value!r}; its values or bounds: {known}{hint}"
+                )
+        names = {*FINITE, *first, *(name for entry in self.constraints.forbidden for name in entry)}
+        possible = combinations(self.parameters, names, self.task, given=first)
+        if all(self.allows(drawn) for drawn in islice(possible, MOST_LISTED)):
+            raise SpaceRuleError(
+                where, f"no configuration of the space has {dict(first)} at once; mind `when` and constraints"
+            )
 
-    def _check_backbone(self, backbone: str) -> None:
-        """Raises `ConfigError` if the backbone cannot see an input, or bear a head, that the space can propose."""
-        channels = {CHANNELS[name] for name in self._values("channels")}
-        for size, number, head in product(self.sizes(), channels, self._values("head")):
-            check_backbone(backbone, size, channels=number, head=head)
+    def _check_grid(self) -> None:
+        for name, parameter in self.parameters.items():
+            if any(domain.count() is None for domain in parameter.domains()):
+                remedy = "write {factor: {choice: [...]}}" if name == "lr" else "give it a step or a choice"
+                raise SpaceRuleError(
+                    ("parameters", name), f"strategy grid needs finite parameters, but {name} is continuous; {remedy}"
+                )
 
-    def _check_conditions(self, name: str, parameter: Parameter) -> None:
-        for case in parameter.when:
-            for other, values in case.condition.items():
-                where = ["parameters", name, "when"]
-                if other not in self.parameters or self.parameters[other].when or other == name:
-                    raise _rule(where, f"a condition must be on a parameter without `when`, but {other} is none")
-                possible = self.parameters[other].domain.extremes()
-                strange = [value for value in as_list(values) if value not in possible]
-                if isinstance(self.parameters[other].domain, (Choice, Constant)) and strange:
-                    raise _rule(
-                        where, f"a condition must be on a value of {other} ({possible}), but {strange[0]!r} is none"
-                    )
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs at which trials are judged, rising: full length, full/eta, full/eta² … down to the first rung."""
+        if self.strategy != "promote":
+            return (self.epochs,)
+        first = self.promotion.first_epochs
+        least = first if first != "auto" else 1 + (self._frozen_epochs() if self.schedule == "per_rung" else 0)
+        rungs, epochs = [self.epochs], self.epochs // self.promotion.eta
+        while epochs >= least:
+            rungs.append(epochs)
+            epochs //= self.promotion.eta
+        return tuple(reversed(rungs))
 
     def draw(self, trial: optuna.Trial) -> dict[str, Scalar]:
-        """The value of every parameter, as the trial's sampler proposes it; `lr` may be a factor."""
-        drawn: dict[str, Scalar] = {}
-        for name, parameter in sorted(self.parameters.items(), key=lambda item: bool(item[1].when)):
-            drawn[name] = parameter.draw(trial, name, drawn)
-        return drawn
+        """The value of every parameter that counts, as the trial's sampler proposes it; `lr` may be a factor."""
+        return draw(self.parameters, trial, self.task)
 
-    def lr_is_factor(self, drawn: dict[str, Scalar]) -> bool:
+    def allows(self, drawn: Mapping[str, Scalar]) -> str | None:
+        """None, or which constraint forbids what was drawn."""
+        return why_not(self.parameters, self.constraints, self.task, drawn)
+
+    def grid(self) -> list[dict[str, Scalar]]:
+        """Every configuration that is allowed, in the order of the file: what strategy grid tries."""
+        return list(allowed(self.parameters, self.constraints, self.task, self.parameters))
+
+    def enqueued(self, configuration: Mapping[str, Scalar]) -> dict[str, Any]:
+        """A (partial) configuration, as of `first_trials` or `grid`, as Optuna's `enqueue_trial` takes it.
+
+        A value stands under every name that the sampler may know its parameter by, where it is possible.
+        """
+        return {
+            asked: value
+            for name, value in configuration.items()
+            for domain, asked in self.parameters[name].named_domains(name)
+            if domain.contains(value)
+        }
+
+    def lr_is_factor(self, drawn: Mapping[str, Scalar]) -> bool:
         """Whether the drawn `lr` must be multiplied by the LR finder's suggestion."""
-        return isinstance(self.parameters["lr"].domain_for(drawn), Factor)
-
-    def input_configs(self) -> list[InputConfig]:
-        """Every (backbone, batch size, input) that the space can propose, once each; none if no LR is a factor."""
-        if not self.lr_may_be_factor():
-            return []
-        free = [name for name in FINITE if name in self.parameters and not self.parameters[name].when]
-        tied = [name for name in FINITE if name in self.parameters and self.parameters[name].when]
-        configs: dict[InputConfig, None] = {}
-        for values in product(*(self.parameters[name].domain.extremes() for name in free)):
-            drawn = dict(zip(free, values, strict=True))
-            for more in product(*(self._possible(name, drawn) for name in tied)):
-                full = drawn | dict(zip(tied, more, strict=True))
-                configs[self.input_config(full)] = None
-        return list(configs)
-
-    def input_config(self, drawn: Mapping[str, Scalar]) -> InputConfig:
-        """What the LR finder is asked for drawn parameters; its slices are all that any trial may train on."""
-        seen = {name: drawn[name] for name in FINITE if name in drawn}
-        least_brain = min(self._values("min_brain"))
-        return InputConfig.model_validate({**seen, "min_brain": least_brain, "task": self.task, "seed": self.seed})
-
-    def _possible(self, name: str, drawn: dict[str, Scalar]) -> list[Scalar]:
-        parameter = self.parameters[name]
-        unknown = any(other not in drawn for case in parameter.when for other in case.condition)
-        domains = parameter.domains() if unknown else [parameter.domain_for(drawn)]
-        return [value for domain in domains for value in domain.extremes()]
+        found = domain_for(self.parameters, "lr", {TASK: self.task, **drawn})
+        assert found is not None, "lr cannot be removed"
+        return isinstance(found[0], Factor)
 
     def lr_may_be_factor(self) -> bool:
         """Whether the run needs the LR finder at all."""
         return any(isinstance(domain, Factor) for domain in self.parameters["lr"].domains())
 
+    def inputs(self) -> list[InputConfig]:
+        """Every (backbone, batch size, input) that the space can propose and allows, once each."""
+        found = allowed(self.parameters, self.constraints, self.task, FINITE)
+        return list(dict.fromkeys(self.input_config(drawn) for drawn in found))
+
+    def input_configs(self) -> list[InputConfig]:
+        """What the LR finder must be run for: all inputs; none if no learning rate is a factor."""
+        return self.inputs() if self.lr_may_be_factor() else []
+
+    def input_config(self, drawn: Mapping[str, Scalar]) -> InputConfig:
+        """What the LR finder is asked for drawn parameters; its slices are all that any trial may train on."""
+        seen = {name: drawn[name] for name in FINITE if name in drawn}
+        least_brain = min(self.values_of("min_brain"))
+        return InputConfig.model_validate({**seen, "min_brain": least_brain, "task": self.task, "seed": self.seed})
+
+    def values_of(self, name: str) -> list[Any]:
+        """The values that bound a parameter; a trial's default where it does not count, or a case removes it."""
+        if name not in self.parameters:
+            return [default_of(name)]
+        parameter = self.parameters[name]
+        values = [value for domain in parameter.domains() for value in domain.bounds()]
+        removed = len(parameter.domains()) <= len(parameter.when)
+        return [*values, default_of(name)] if removed else values
+
+    def varied(self) -> list[str]:
+        """The parameters that have more than one value."""
+        return [name for name, parameter in self.parameters.items() if parameter.when or parameter.domain.count() != 1]
+
     def sizes(self) -> list[int]:
-        """Every image size that the space can propose."""
-        return sorted({int(value) for value in self._values("size")})
+        """Every image size that the space can propose, rising."""
+        return sorted({config.size for config in self.inputs()})
 
     def channels(self) -> list[str]:
         """Every kind of channels that the space can propose."""
-        return self._values("channels")
+        return list(dict.fromkeys(config.channels for config in self.inputs()))
 
     def backbones(self) -> list[str]:
         """Every backbone that the space can propose, in the file's order."""
-        return list(dict.fromkeys(str(value) for value in self._values("backbone")))
+        proposed = {config.backbone for config in self.inputs()}
+        return [name for name in dict.fromkeys(self.values_of("backbone")) if name in proposed]
+
+    def noted(self, wildcards: dict[str, list[str]], left_out: dict[str, str]) -> Self:
+        """The space, knowing where its backbones' names come from."""
+        self._wildcards.update(wildcards)
+        self._left_out.update(left_out)
+        return self
+
+    @property
+    def resolved_wildcards(self) -> dict[str, list[str]]:
+        """The backbones that each pattern of the file stood for when it was read."""
+        return self._wildcards
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Backbones that the file names, or its patterns match, but that no trial can have, and why."""
+        return self._left_out
 
 
-def _check_domain(name: str, domain: Any) -> None:
-    where = ["parameters", name]
-    if isinstance(domain, Factor):
-        if name != "lr":
-            raise _rule(where, f"factor is for lr, round the LR finder's suggestion, but stands at {name}; use float")
-        if not FACTORS[0] <= domain.factor[0] < domain.factor[1] <= FACTORS[1]:
-            raise _rule(where, f"a factor must lie within {list(FACTORS)}, but got {list(domain.factor)}")
-        return
-    if name in FINITE and not isinstance(domain, (Choice, Constant)):
-        raise _rule(where, f"{name} must be a constant or a choice, because the LR finder runs once per value of it")
-    for value in domain.extremes():
-        try:
-            _field(name).validate_python(value, strict=isinstance(value, bool))
-        except ValidationError as error:
-            raise _rule(where, f"{error.errors()[0]['msg']}, but got {value!r}") from None
-
-
-class SpaceRuleError(ValueError):
-    """A rule of the grammar that spans more than one field; `where` is the path of the offending key."""
-
-    def __init__(self, where: list[str], message: str) -> None:
-        self.where = where
-        super().__init__(message)
-
-
-def _rule(where: list[str], message: str) -> SpaceRuleError:
-    return SpaceRuleError(where, message)
-
-
-def _field(name: str) -> TypeAdapter[Any]:
-    info = TrialConfig.model_fields[name]
-    annotation: Any = info.annotation
-    return TypeAdapter(Annotated[annotation, info])
+KEYS: Final = [field.alias or name for name, field in Space.model_fields.items()]
+"""What stands at the top of a space file."""

@@ -1,29 +1,44 @@
 """Space files: found by path or by shipped name, read as YAML 1.2, refused with the line of what is wrong.
 
-In: a YAML file. Out: a `Space`; and a `Space` written back as resolved, and compared with another.
+In: a YAML file, and options that replace its values. Out: a `Space`.
 """
 
 import difflib
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, ScalarEvent
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from ichsearch.errors import ConfigError
-from ichsearch.files import write_text
+from ichsearch.search.backbone_choice import settled
 from ichsearch.search.domains import KINDS
-from ichsearch.search.space import SEARCHED, Space, SpaceRuleError
+from ichsearch.search.overrides import override
+from ichsearch.search.parameters import SEARCHED
+from ichsearch.search.rules import Location, SpaceRuleError, nearest
+from ichsearch.search.space import KEYS, Space
+from ichsearch.search.yaml_text import parse, read_file
 
-MAX_FILE_BYTES: Final = 256 * 2**10
-MAX_DEPTH: Final = 12
-Location = tuple[str | int, ...]
+BOUNDS: Final = {
+    "greater_than": "raise it",
+    "greater_than_equal": "raise it",
+    "less_than": "lower it",
+    "less_than_equal": "lower it",
+}
+REMEDIES: Final = BOUNDS | {
+    "bool_type": "write true or false, without quotes",
+    "int_type": "write a whole number, without quotes",
+    "float_type": "write a number, without quotes",
+    "string_type": "put it in quotes",
+    "string_pattern_mismatch": "use letters, digits, dots, hyphens and underscores",
+    "dict_type": "write keys and values below it",
+    "model_type": "write keys and values below it",
+    "list_type": "write a list: [..., ...]",
+    "tuple_type": "write a list of two: [low, high]",
+    "too_long": "write two values: [low, high]",
+    "too_short": "write at least one",
+}
 
 
 def find_space(name: str) -> Path:
@@ -34,172 +49,137 @@ def find_space(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    shipped = {path.name: path for path in _shipped_folder().glob("*.yaml")}
+    shipped = {path.name: path for path in shipped_folder().glob("*.yaml")}
     for candidate in (name, f"{name}.yaml"):
         if candidate in shipped:
             return shipped[candidate]
     near = difflib.get_close_matches(name, shipped, n=1)
     hint = f"did you mean {near[0]}?" if near else f"shipped ones: {', '.join(sorted(shipped))}"
-    raise ConfigError(f"--space must be a file or a shipped space, but {name} is neither; {hint}")
+    what = "is a folder" if Path(name).is_dir() else "is neither"
+    raise ConfigError(f"a space must be a file or a shipped space, but {name} {what}; {hint}")
 
 
-def _shipped_folder() -> Path:
+def shipped_folder() -> Path:
+    """The folder of the shipped spaces, in an installation or a clone."""
     package = Path(str(files("ichsearch")))
     inside = package / "search_spaces"
     return inside if inside.is_dir() else package.parent / "search_spaces"
 
 
-def load_space(path: Path, overrides: Mapping[str, Any] | None = None) -> Space:
-    """Read and validate a space file; `overrides` replace its top-level values.
+def load_space(path: Path, options: Sequence[str] = ()) -> Space:
+    """Read and validate a space file; patterns of backbones become the names that the installed libraries have.
+
+    Args:
+        path: the file.
+        options: `key=value`, which replace or add to what the file says: see `overrides`.
 
     Raises:
-        ConfigError: with file, line, rule, value and remedy of everything that is wrong.
+        ConfigError: with file and line, or option, and rule, value and remedy of everything that is wrong.
     """
-    content, lines = _read(path)
-    content |= overrides or {}
-    try:
-        return Space.model_validate(content)
-    except SpaceRuleError as error:
-        raise ConfigError(_at(path, lines, tuple(error.where), str(error))) from None
-    except ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_messages(path, lines, error)))) from None
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[Location, int]]:
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ConfigError(f"a space file has at most {MAX_FILE_BYTES} bytes, but {path} has {path.stat().st_size}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        _refuse_dangerous(path, text)
-        content = YAML(typ="safe", pure=True).load(text)
-        root = YAML(typ="rt", pure=True).compose(io.StringIO(text))
-    except UnicodeDecodeError:
-        raise ConfigError(f"a space file is UTF-8 text, but {path} is not") from None
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = str(error.problem) if isinstance(error, MarkedYAMLError) else str(error).partition("\n")[0]
-        raise ConfigError(f"{path}{line}: a space file must be YAML 1.2, but {problem}") from None
+    document = parse(read_file(path), str(path))
+    content = document.content
     if not isinstance(content, dict):
         what = "is empty" if content is None else f"holds a {type(content).__name__}"
-        raise ConfigError(f"{path}: a space file maps names to values, but this one {what}")
-    return content, dict(_lines(root, ()))
+        raise ConfigError(f"{path}:1: a space file maps names to values, but this one {what}; begin with `name: ...`")
+    places = {where: f"{path}:{line}" for where, line in document.lines.items()}
+    override(content, places, options)
+    at = _Places(str(path), places)
+    try:
+        return settled(content)
+    except SpaceRuleError as error:
+        raise ConfigError(at.told(error.where, str(error))) from None
+    except ValidationError as error:
+        raise ConfigError("\n".join(dict.fromkeys(_messages(at, content, error)))) from None
 
 
-def _refuse_dangerous(path: Path, text: str) -> None:
-    depth = 0
-    for event in YAML(typ="safe", pure=True).parse(text):
-        line = event.start_mark.line + 1
-        depth += {"MappingStartEvent": 1, "SequenceStartEvent": 1, "MappingEndEvent": -1, "SequenceEndEvent": -1}.get(
-            type(event).__name__, 0
-        )
-        if isinstance(event, AliasEvent):
-            raise ConfigError(f"{path}:{line}: a space file has no aliases, but *{event.anchor} is one; write it out")
-        if getattr(event, "ctag", None) is not None and not (isinstance(event, ScalarEvent) and event.implicit[0]):
-            raise ConfigError(f"{path}:{line}: a space file has no tags, but {event.tag} is one; remove it")
-        if depth > MAX_DEPTH:
-            raise ConfigError(f"{path}:{line}: a space file is nested at most {MAX_DEPTH} deep; this is deeper")
+class _Places:
+    """Where each key and item of a space file stands: in a line, or in an option."""
+
+    def __init__(self, file: str, places: dict[Location, str]) -> None:
+        self._file, self._places = file, places
+
+    def told(self, where: Location, message: str) -> str:
+        """A message with its place, which is that of the nearest key above that stands anywhere."""
+        above = (where[:length] for length in range(len(where), 0, -1))
+        place = next((self._places[key] for key in above if key in self._places), self._file)
+        return f"{place}: {'.'.join(map(str, where))}: {message}" if where else f"{place}: {message}"
 
 
-def _lines(node: Node, at: Location) -> Iterator[tuple[Location, int]]:
-    if isinstance(node, MappingNode):
-        for key, value in node.value:
-            yield (*at, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*at, key.value))
-    elif isinstance(node, SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*at, index), value.start_mark.line + 1
-            yield from _lines(value, (*at, index))
-
-
-def _messages(path: Path, lines: dict[Location, int], error: ValidationError) -> Iterator[str]:
+def _messages(at: _Places, content: dict[str, Any], error: ValidationError) -> Iterator[str]:
+    """A line for each wrong value, however many of its possible types it is not."""
+    told: dict[Location, list[Any]] = {}
     for item in error.errors():
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, SpaceRuleError):
-            yield _at(path, lines, tuple(cause.where), str(cause))
-            continue
-        where = _in_file(item["loc"])
-        message = str(cause) if cause else f"{item['msg']}, but got {item['input']!r}"
-        if item["type"] == "extra_forbidden":
-            message = f"unknown key {where[-1]!r}{_nearest(str(where[-1]), where)}"
-        elif item["type"] == "missing":
-            message = f"{where[-1]} must be given, but is missing"
-        yield _at(path, lines, where, message)
+            yield at.told(cause.where, str(cause))
+        else:
+            told.setdefault(_in_file(item["loc"], content), []).append(item)
+    for where, items in told.items():
+        yield at.told(where, _message(where, items))
 
 
-def _in_file(location: Location) -> Location:
-    """A place in the model as a place in the file: `domain` and the kind behind it stand in the model only."""
+def _message(where: Location, items: list[Any]) -> str:
+    """Rule, value and remedy."""
+    first = items[0]
+    value = first["input"]
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {where[-1]!r}; {_key_hint(where)}"
+    if first["type"] == "missing":
+        return f"{where[-1]} must be given, but is missing; add it"
+    if cause := first.get("ctx", {}).get("error"):
+        return str(cause)
+    rule = " or ".join(dict.fromkeys(item["msg"].replace("Input should be", "must be", 1) for item in items))
+    rule = rule.replace(" or must be ", " or ")
+    return f"{rule}, but got {_shown(value)}; {_remedy(items, value)}"
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _remedy(items: list[Any], value: Any) -> str:
+    if value is None:
+        return "give a value, or remove the key"
+    literal = next((item for item in items if item["type"] == "literal_error"), None)
+    if literal is not None and len(items) == 1:
+        known = [word.strip("' ") for word in literal["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+        near = difflib.get_close_matches(str(value), known, n=1)
+        return f"did you mean {near[0]}?" if near else "choose one of them"
+    return REMEDIES.get(items[0]["type"], "correct it")
+
+
+def _in_file(location: Location, content: Any) -> Location:
+    """A place in the model as a place in the file, which has no names of types, nor `domain` and the kind behind it."""
     parts: list[str | int] = []
     previous: str | int = ""
     for part in location:
-        if part != "domain" and not (previous == "domain" and part in KINDS):
-            parts.append("if" if part == "condition" else part)
+        is_kind = part == "domain" or (previous == "domain" and part in KINDS)
         previous = part
+        if is_kind:
+            continue
+        parts.append("if" if part == "condition" else part)
+        if isinstance(content, dict):
+            content = content.get(parts[-1])
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            content = content[part]
+        else:
+            parts.pop()
+            break
     return tuple(parts)
 
 
-def _nearest(key: str, where: Location) -> str:
-    known = _known_keys(where)
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+def _key_hint(where: Location) -> str:
+    key, known = str(where[-1]), _known_keys(where)
+    if len(where) == 1 and key in SEARCHED:
+        return "it belongs below `parameters`, not beside it"
+    return nearest(key, known)
 
 
 def _known_keys(where: Location) -> list[str]:
     if where[0] == "parameters":
-        return list(SEARCHED) if len(where) == 2 else [*KINDS, "log", "step", "when", "if"]
+        return [*KINDS, "log", "step", "when", "if"]
     if len(where) == 1:
-        return list(Space.model_fields)
+        return KEYS
     section = Space.model_fields[str(where[0])].annotation
     return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
-
-
-def _at(path: Path, lines: dict[Location, int], where: Location, message: str) -> str:
-    for length in range(len(where), 0, -1):
-        if where[:length] in lines:
-            return f"{path}:{lines[where[:length]]}: {'.'.join(map(str, where))}: {message}"
-    return f"{path}: {'.'.join(map(str, where))}: {message}" if where else f"{path}: {message}"
-
-
-def resolved(space: Space) -> dict[str, Any]:
-    """The space as a space file that says everything, defaults included."""
-    content = space.model_dump(by_alias=True, exclude={"parameters"}, mode="json")
-    return content | {"parameters": {name: _written(item.model_dump(by_alias=True, mode="json"))
-                                     for name, item in space.parameters.items()}}  # fmt: skip
-
-
-def _written(parameter: dict[str, Any]) -> Any:
-    domain = {key: value for key, value in parameter["domain"].items() if value not in (None, False)}
-    if "factor" in domain:
-        del domain["log"]
-    cases = [{"if": case["condition"], **_as_mapping(_written({"domain": case["domain"], "when": []}))}
-             for case in parameter["when"]]  # fmt: skip
-    if set(domain) == {"value"} and not cases:
-        return domain["value"]
-    return domain | ({"when": cases} if cases else {})
-
-
-def _as_mapping(written: Any) -> dict[str, Any]:
-    return written if isinstance(written, dict) else {"value": written}
-
-
-def save_space(space: Space, path: Path) -> None:
-    """Write the space as resolved."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment,unused-ignore]
-    text = io.StringIO()
-    yaml.dump(resolved(space), text)
-    write_text(path, text.getvalue())
-
-
-def differences(old: Space, new: Space) -> list[str]:
-    """What differs, a line a value: `epochs: 6 in the run, 8 asked for`."""
-    return list(_differences(resolved(old), resolved(new), ""))
-
-
-def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
-    elif old != new:
-        yield f"{where}: {old} in the run, {new} asked for"
