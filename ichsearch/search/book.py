@@ -1,26 +1,39 @@
-"""What the search knows and decides: which configuration comes next, and what is learnt from a finished trial.
+"""What the search knows and decides: which trial comes next, and what is learnt from one that ended.
 
 In: a space and a journal. Out: trials to run; told results. No Ray here: the same book serves any executor.
 """
 
-import warnings
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-import optuna
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 
-from ichsearch.search.domains import Scalar
-from ichsearch.search.journal import make_sampler, open_study
+from ichsearch.search.budget import Budget, Costs, Left, Step
+from ichsearch.search.drawing import Configuration, Drawn, replayed
+from ichsearch.search.history import Entry, History, State
+from ichsearch.search.journal import Journal, Place
+from ichsearch.search.keeper import Keeper
+from ichsearch.search.parameters import SEARCHED
+from ichsearch.search.proposals import Proposal, Proposer
 from ichsearch.search.run_folder import RunFolder, TrialRecord
 from ichsearch.search.space import Space
+from ichsearch.search.strategy import Promotion, Strategy
 from ichsearch.train.config import InputConfig, TrialConfig
-from ichsearch.train.metrics import LOWER_IS_BETTER
+from ichsearch.train.lineage import STATE, WEIGHTS
+from ichsearch.train.metrics import LOWER_IS_BETTER, better
 from ichsearch.train.trial import TrialResult
 
 FAILED: Final = "failed"
+WAIT: Final = "wait"
+"""Nothing to hand out until a running trial has ended."""
+REASONS: Final = {
+    "trials": "all trials are done",
+    "no_room": "the budget has no room for another trial",
+    "exhausted": "every configuration of the space has been tried",
+}
 
 
 @dataclass(frozen=True)
@@ -29,173 +42,305 @@ class Started:
 
     record: TrialRecord
     config: TrialConfig
-    study: str
-    number: int
+    place: Place
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands; seconds are wall clock, device seconds are summed over trials. None: no limit, or unknown."""
+
+    finished: int
+    failed: int
+    running: int
+    trials: int
+    best: tuple[str, float] | None
+    spent_s: float
+    time_s: float | None
+    device_s: float
+    device_limit_s: float | None
+    eta_s: float | None
+    why_done: str
 
 
 class Book:
-    """Asks the sampler and tells it; every step is in the journal before it is acted on."""
+    """Decides, and tells the journal; every step is in the journal before it is acted on."""
 
     def __init__(
         self,
         space: Space,
         folder: RunFolder,
-        storage: optuna.storages.BaseStorage,
+        storage: BaseStorage,
+        *,
         suggest_lr: Callable[[InputConfig], float],
         weights_of: dict[str, str],
+        images_per_s: Callable[[TrialConfig], float | None] = lambda config: None,
+        train_slices: int = 1,
+        devices_per_trial: float = 1.0,
+        check_lease: Callable[[], None] = lambda: None,
     ) -> None:
-        self._space, self._folder = space, folder
+        self._space, self._folder, self._check_lease = space, folder, check_lease
         self._suggest_lr, self._weights_of = suggest_lr, weights_of
-        names = [study.study_name for study in storage.get_all_studies()]
-        direction: Literal["minimize", "maximize"] = "minimize" if space.metric in LOWER_IS_BETTER else "maximize"
-        self._studies = {name: open_study(storage, name, direction) for name in names}
-        own = next((name for name in names if self._studies[name].user_attrs.get("space") == self._own_space), None)
-        self._study = self._studies[own] if own else self._new_study(storage, direction)
-        self._interrupted = [
-            (study, trial)
-            for study in self._studies.values()
-            for trial in study.get_trials(states=[TrialState.RUNNING])
-        ]
-        self._adopt()
+        self._lower = space.metric in LOWER_IS_BETTER
+        self._journal = Journal(storage, space.name, "minimize" if self._lower else "maximize")
+        self._history, self._costs = History(), Costs(images_per_s, train_slices)
+        self._budget = Budget(space.trials, space.time_s, _device_s(space), devices_per_trial)
+        eta = space.promotion.eta
+        self._keeper = Keeper(folder, space.keep, space.rungs(), eta)
+        self._strategy = Strategy(self._history, _proposer(space, self._history), space.rungs(), eta)
+        self._trials: dict[str, Started] = {}
+        self._since_s: dict[str, float] = {}
+        self._device_s, self._why_done = 0.0, ""
+        self._best: tuple[str, float] | None = None
+        self._load()
+        self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
+        self._driven_s, self._start_s = self._journal.spent(), time.monotonic()
 
-    @property
-    def _own_space(self) -> str:
-        return self._space.model_dump_json(include={"parameters", "epochs"})
+    def _load(self) -> None:
+        """Learn what an earlier start of this run has left in the journal."""
+        known = [(place, trial) for place, trial in self._journal.trials() if "trial" in trial.user_attrs]
+        for place, trial in sorted(known, key=lambda item: item[1].user_attrs["trial"]):
+            attributes = trial.user_attrs
+            config = TrialConfig.model_validate(attributes["config"])
+            record = _record(attributes, config, trial.state)
+            self._trials[record.trial] = Started(record, config, place)
+            self._history.add(_entry(record, self._replayed(config, record), attributes.get("point")))
+            if trial.state == TrialState.COMPLETE:
+                self._learn(record.trial, trial.value, attributes["seconds"], attributes["epochs_trained"])
+            elif trial.state.is_finished():
+                self._history.end(record.trial, None)
+                self._device_s += attributes.get("seconds", 0.0) * self._budget.devices_per_trial
+            if not (self._folder.trial(record.trial) / "trial.json").is_file():
+                self._folder.write_record(record)
 
-    def _new_study(
-        self, storage: optuna.storages.BaseStorage, direction: Literal["minimize", "maximize"]
-    ) -> optuna.Study:
-        """A study of its own for these parameters: the axes of a study cannot change."""
-        plain = f"{self._space.name} · {self._space.epochs} epochs"
-        name = plain if plain not in self._studies else f"{plain} · space {len(self._studies) + 1}"
-        self._studies[name] = open_study(storage, name, direction)
-        self._studies[name].set_user_attr("space", self._own_space)
-        return self._studies[name]
+    def _replayed(self, config: TrialConfig, record: TrialRecord) -> Configuration | None:
+        """The configuration as this space would have drawn it; None if it could not."""
+        if config.cycle_epochs != self._cycle_epochs() or config.backbone not in self._weights_of:
+            return None
+        values = {name: getattr(config, name) for name in SEARCHED}
+        if self._space.lr_is_factor(values):
+            suggested = self._suggest_lr(self._space.input_config(values))
+            same = record.lr_suggestion is not None and record.lr_suggestion == _rounded(suggested)
+            values["lr"] = record.parameters["lr_factor"] if same else config.lr / suggested
+        return replayed(self._space.draw, values)
 
-    def _adopt(self) -> None:
-        """Learn from the finished trials of the run's other spaces, as far as this space could have proposed them."""
-        known = {trial.user_attrs.get("trial") for trial in self._study.get_trials()}
-        for trial in (trial for study in self._studies.values() for trial in study.get_trials()):
-            name = trial.user_attrs.get("trial")
-            if name is None or name in known or not trial.state.is_finished():
-                continue
-            if trial.user_attrs["epochs"] != self._space.epochs:
-                continue
-            if (distributions := self._distributions(trial)) is not None:
-                known.add(name)
-                self._study.add_trial(
-                    create_trial(
-                        state=trial.state,
-                        value=trial.value,
-                        params=trial.params,
-                        distributions=distributions,
-                        user_attrs=trial.user_attrs,
-                        system_attrs=trial.system_attrs,
-                    )
-                )
-
-    def _distributions(self, trial: FrozenTrial) -> dict[str, BaseDistribution] | None:
-        """This space's distributions if it could have drawn the trial, constants included; else None."""
-        fixed = optuna.trial.FixedTrial(trial.params)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna warns of a value outside its range; that is what we ask here
-            try:
-                drawn = self._space.draw(fixed)  # type: ignore[arg-type]
-            except ValueError:
-                return None
-        distributions = fixed.distributions
-        contained = all(
-            distribution._contains(distribution.to_internal_repr(trial.params[name]))
-            for name, distribution in distributions.items()
-        )
-        same = self._named(drawn) == trial.user_attrs["parameters"] and set(distributions) == set(trial.params)
-        return distributions if contained and same else None
-
-    def next(self) -> Started | None:
-        """The next trial to run: an interrupted one first, then a new proposal; None when there are enough."""
+    def next(self) -> Started | Literal["wait"] | None:
+        """The next trial to run: interrupted ones first; None when the run is done."""
+        self._check_lease()
         while self._interrupted:
-            study, trial = self._interrupted.pop(0)
-            if (started := self._resumed(study, trial)) is not None:
+            if (started := self._resumed(self._interrupted.pop(0))) is not None:
                 return started
-        records = self._folder.records()
-        if len(records) >= self._space.trials:
-            return None
-        return self._proposed(1 + max((int(record.trial) for record in records), default=-1))
+        left = self._left()
+        decision = self._strategy.next(self._next_number(), left)
+        if isinstance(decision, Promotion):
+            return self._promoted(decision)
+        if isinstance(decision, Proposal):
+            return self._proposed(decision)
+        if left.trials >= 1 and self._history.count("running"):
+            return WAIT
+        self._why_done = REASONS["trials" if left.trials < 1 else decision]
+        return None
 
-    def _resumed(self, study: optuna.Study, trial: FrozenTrial) -> Started | None:
-        """An interrupted trial as it was handed out; None for one that a dead driver had nearly begun or ended."""
-        name = trial.user_attrs.get("trial")
-        if name is None:
-            study.tell(trial.number, state=TrialState.FAIL)  # it had no configuration yet
-            return None
-        config = TrialConfig.model_validate(trial.user_attrs["config"])
-        record = self._record(name, trial.user_attrs["parameters"], config, trial.user_attrs["weights"])
-        started = Started(record, config, study.study_name, trial.number)
-        known = next((item for item in self._folder.records() if item.trial == name), record)
-        if known.status == FAILED:
+    def _next_number(self) -> int:
+        """Of a trial: the ids of a run rise, whatever was removed."""
+        return 1 + max((int(name) for name in self._history.entries), default=-1)
+
+    def _resumed(self, name: str) -> Started | None:
+        """An interrupted trial as it was handed out; None for one that must not run again."""
+        started = self._trials[name]
+        known = self._folder.record(name)
+        if known is not None and known.status == FAILED:  # a dead driver had nearly told it
             self.tell_failed(started, known.reason)
             return None
-        if config.backbone not in self._weights_of:
+        if started.config.backbone not in self._weights_of:
             self.tell_failed(started, "abandoned: the extended space lacks its backbone")
             return None
-        self._folder.write_record(record)
+        self._folder.write_record(started.record)
+        self._since_s[name] = time.monotonic()
         return started
 
-    def _proposed(self, trial_id: int) -> Started:
-        space, name = self._space, f"{trial_id:04d}"
-        self._study.sampler = make_sampler(space.sampler, space.seed, trial_id)
-        trial = self._study.ask()
-        config, parameters = self._configured(space.draw(trial))
-        trial.set_user_attr("config", config.model_dump())
-        trial.set_user_attr("parameters", parameters)
-        trial.set_user_attr("epochs", space.epochs)
-        trial.set_user_attr("weights", self._weights_of[config.backbone])
-        trial.set_user_attr("trial", name)  # last: a trial that has it has all
-        record = self._record(name, parameters, config, self._weights_of[config.backbone])
-        self._folder.write_record(record)
-        return Started(record, config, self._study.study_name, trial.number)
+    def _proposed(self, proposal: Proposal) -> Started:
+        drawn = proposal.configuration.drawn
+        config = self._config(drawn, self._space.rungs()[0])
+        return self._start(config, self._named(drawn), proposal.configuration, None, proposal.point)
 
-    def _configured(self, drawn: dict[str, Scalar]) -> tuple[TrialConfig, dict[str, Any]]:
-        """The configuration of what was drawn, and the drawn parameters with a factor under its own name."""
-        space = self._space
-        lr = float(drawn["lr"])
+    def _promoted(self, promotion: Promotion) -> Started:
+        """A child of the parent's configuration; from the start if it is to be, or the parent has left nothing."""
+        parent = self._trials[promotion.parent.trial]
+        whole = self._cycle_epochs() is not None
+        left = self._folder.trial(parent.record.trial) / (STATE if whole else WEIGHTS)
+        goes_on = (whole or self._space.promotion.child == "continue") and left.exists()
+        before = parent.config.epochs if goes_on else 0
+        config = parent.config.model_copy(update={"epochs": promotion.epochs, "epochs_before": before})
+        assert promotion.parent.configuration is not None, "only trials of the space are promoted"
+        return self._start(config, parent.record.parameters, promotion.parent.configuration, parent.record.trial, None)
+
+    def _start(
+        self,
+        config: TrialConfig,
+        parameters: dict[str, Any],
+        configuration: Configuration,
+        parent: str | None,
+        point: int | None,
+    ) -> Started:
+        factor = parameters.get("lr_factor")
+        attributes = {
+            "trial": f"{self._next_number():04d}",
+            "config": config.model_dump(),
+            "parameters": parameters,
+            "epochs": config.epochs,
+            "parent": parent,
+            "weights": self._weights_of[config.backbone],
+            "lr_suggestion": _rounded(config.lr / factor) if factor else None,
+            "point": point,
+        }
+        place = self._journal.start(config.epochs, self._own_space(), configuration, attributes)
+        record = _record(attributes, config, TrialState.RUNNING)
+        started = self._trials[record.trial] = Started(record, config, place)
+        self._history.add(_entry(record, configuration, point))
+        self._folder.write_record(record)
+        self._since_s[record.trial] = time.monotonic()
+        return started
+
+    def tell_finished(self, started: Started, result: TrialResult) -> None:
+        """Learn a trial's score; the journal last, because what it knows as finished is never looked at again."""
+        self._check_lease()
+        name = started.record.trial
+        self._ended(started, started.record.model_copy(update={"status": "finished"}))
+        took = {"seconds": result.seconds, "epochs_trained": result.epochs_trained, "best_epoch": result.best_epoch}
+        self._journal.finish(started.place, result.score, took)
+        self._learn(name, result.score, result.seconds, result.epochs_trained)
+        self._keeper.sweep(self._history, self._left().trials)
+
+    def tell_failed(self, started: Started, reason: str) -> None:
+        """Learn that this configuration cannot be run: a violated constraint, which the sampler steers away from."""
+        self._check_lease()
+        seconds = time.monotonic() - self._since_s.get(started.record.trial, time.monotonic())
+        self._ended(started, started.record.model_copy(update={"status": FAILED, "reason": reason}))
+        self._journal.fail(started.place, reason, {"seconds": round(seconds, 3)})
+        self._history.end(started.record.trial, None)
+        self._device_s += seconds * self._budget.devices_per_trial
+
+    def _ended(self, started: Started, record: TrialRecord) -> None:
+        self._folder.write_record(record)
+        self._trials[record.trial] = Started(record, started.config, started.place)
+        self._journal.spent(self._spent_s())
+
+    def _learn(self, name: str, score: float | None, seconds: float, epochs: int) -> None:
+        assert score is not None, "a finished trial has a score"
+        self._history.end(name, score if self._lower else -score)
+        self._costs.learn(self._trials[name].config, seconds, epochs)
+        self._device_s += seconds * self._budget.devices_per_trial
+        self._since_s.pop(name, None)
+        if better(self._space.metric, score, self._best[1] if self._best else None):
+            self._best = (name, score)
+
+    def _left(self) -> Left:
+        """What is left of the budget now."""
+        budget = self._budget
+        running = [self._trials[name] for name in self._since_s if self._history.entries[name].state == "running"]
+        promised_s = sum(self._costs.seconds(item.config, [_own_step(item.config)]) or 0.0 for item in running)
+        device_s = self._device_s + promised_s * budget.devices_per_trial
+        return Left(
+            trials=(budget.trials or float("inf")) - len(self._history.entries),
+            time_s=(budget.time_s or float("inf")) - self._spent_s(),
+            device_s=(budget.device_s or float("inf")) - device_s,
+            devices_per_trial=budget.devices_per_trial,
+            seconds=lambda made, steps: self._cost_s(made.drawn, steps),
+        )
+
+    def _cost_s(self, drawn: Drawn, steps: Any) -> float | None:
+        return self._costs.seconds(self._config(drawn, self._space.epochs), steps)
+
+    def _spent_s(self) -> float:
+        return self._driven_s + time.monotonic() - self._start_s
+
+    def standing(self) -> Standing:
+        """How the run stands."""
+        finished, failed = self._history.count("finished"), self._history.count("failed")
+        spent_s = self._spent_s()
+        missing = self._budget.trials - finished - failed if self._budget.trials else None
+        eta_s = spent_s / (finished + failed) * missing if missing is not None and finished + failed else None
+        if self._budget.time_s is not None:
+            eta_s = min(eta_s if eta_s is not None else float("inf"), max(0.0, self._budget.time_s - spent_s))
+        return Standing(
+            finished=finished,
+            failed=failed,
+            running=self._history.count("running"),
+            trials=self._space.trials,
+            best=self._best,
+            spent_s=spent_s,
+            time_s=self._budget.time_s,
+            device_s=self._device_s,
+            device_limit_s=self._budget.device_s,
+            eta_s=eta_s,
+            why_done=self._why_done,
+        )
+
+    def _config(self, drawn: Drawn, epochs: int) -> TrialConfig:
+        """The configuration of a trial that was drawn, with its learning rate instead of a factor."""
+        space, lr = self._space, float(drawn["lr"])
         if space.lr_is_factor(drawn):
             lr *= self._suggest_lr(space.input_config(drawn))
-        run = {"task": space.task, "seed": space.seed, "epochs": space.epochs, "metric": space.metric}
-        return TrialConfig.model_validate({**drawn, **run, "lr": lr}), self._named(drawn)
+        run = {"task": space.task, "seed": space.seed, "metric": space.metric, "cycle_epochs": self._cycle_epochs()}
+        return TrialConfig.model_validate({**drawn, **run, "lr": lr, "epochs": epochs})
 
-    def _named(self, drawn: dict[str, Scalar]) -> dict[str, Any]:
+    def _cycle_epochs(self) -> int | None:
+        """Of the one cycle that all trials of a chain share; None where each has its own."""
+        whole = self._space.strategy == "promote" and self._space.schedule == "whole"
+        return self._space.epochs if whole else None
+
+    def _named(self, drawn: Drawn) -> dict[str, Any]:
         """What was drawn, a factor of the learning rate under its own name."""
         name = "lr_factor" if self._space.lr_is_factor(drawn) else "lr"
         return {key: value for key, value in drawn.items() if key != "lr"} | {name: drawn["lr"]}
 
-    @staticmethod
-    def _record(name: str, parameters: dict[str, Any], config: TrialConfig, weights: str) -> TrialRecord:
-        factor = parameters.get("lr_factor")
-        return TrialRecord(
-            trial=name,
-            status="running",
-            parameters=parameters,
-            config=config.model_dump(),
-            lr_suggestion=float(f"{config.lr / factor:.9g}") if factor else None,
-            weights=weights,
-        )
+    def _own_space(self) -> str:
+        return self._space.model_dump_json(include={"parameters"})
 
-    def tell_finished(self, started: Started, result: TrialResult) -> None:
-        """Learn a trial's score; the journal last, because what it knows as finished is never looked at again."""
-        self._folder.write_record(started.record.model_copy(update={"status": "finished"}))
-        self._studies[started.study].tell(started.number, result.score)
-        self._adopt()
 
-    def tell_failed(self, started: Started, reason: str) -> None:
-        """Learn that this configuration cannot be run: a violated constraint, which the sampler steers away from.
+def _proposer(space: Space, history: History) -> Proposer:
+    return Proposer(
+        space.draw,
+        sorted(space.parameters),
+        history,
+        sampler=space.sampler,
+        seed=space.seed,
+        random_share=space.promotion.random_share,
+        allowed=lambda made: space.allows(made.drawn) is None,
+        first=space.first_trials,
+        grid=space.grid() if space.strategy == "grid" else None,
+    )
 
-        The state is PRUNED because a failed trial has no value, and FAIL would be ignored by the sampler.
-        """
-        self._folder.write_record(started.record.model_copy(update={"status": FAILED, "reason": reason}))
-        study = self._studies[started.study]
-        trial = optuna.Trial(study, study.trials[started.number]._trial_id)
-        trial.set_user_attr("reason", reason)
-        trial.set_constraint("runs", 1.0)
-        study.tell(started.number, state=TrialState.PRUNED)
-        self._adopt()
+
+def _device_s(space: Space) -> float | None:
+    return None if space.device_hours is None else space.device_hours * 3600
+
+
+def _own_step(config: TrialConfig) -> Step:
+    return config.epochs_before, config.epochs
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.9g}")
+
+
+def _record(attributes: dict[str, Any], config: TrialConfig, state: TrialState) -> TrialRecord:
+    """What the run's folder says of a trial, from what the journal says."""
+    status: State = "running"
+    if state.is_finished():
+        status = "finished" if state == TrialState.COMPLETE else "failed"
+    return TrialRecord(
+        trial=attributes["trial"],
+        status=status,
+        reason=attributes.get("reason", ""),
+        parameters=attributes["parameters"],
+        config=config.model_dump(),
+        lr_suggestion=attributes["lr_suggestion"],
+        weights=attributes["weights"],
+        epochs=attributes["epochs"],
+        parent=attributes["parent"],
+    )
+
+
+def _entry(record: TrialRecord, configuration: Configuration | None, point: int | None) -> Entry:
+    return Entry(record.trial, record.epochs, configuration, parent=record.parent, point=point)

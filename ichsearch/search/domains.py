@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self
 
-import optuna
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PlainValidator, Tag, model_validator
+
+from ichsearch.search.drawing import Suggests
 
 Scalar = bool | int | float | str
 
@@ -51,7 +52,7 @@ def same(one: Scalar, other: Scalar) -> bool:
 class _Domain(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    def draw(self, trial: optuna.Trial, name: str) -> Scalar:
+    def draw(self, trial: Suggests, name: str) -> Scalar:
         """A value proposed by the sampler, which knows it as `name`."""
         raise NotImplementedError
 
@@ -81,7 +82,7 @@ class Constant(_Domain):
 
     value: Value
 
-    def draw(self, trial: optuna.Trial, name: str) -> Scalar:  # noqa: ARG002 - all domains draw alike
+    def draw(self, trial: Suggests, name: str) -> Scalar:  # noqa: ARG002 - all domains draw alike
         """The value; nothing is asked of the sampler."""
         return self.value
 
@@ -109,10 +110,9 @@ class Choice(_Domain):
             raise ValueError(f"the values of a choice must differ, but got {self.choice}")
         return self
 
-    def draw(self, trial: optuna.Trial, name: str) -> Scalar:
+    def draw(self, trial: Suggests, name: str) -> Scalar:
         """A value proposed by the sampler."""
-        value = trial.suggest_categorical(name, self.choice)
-        assert value is not None, "a choice holds no null"
+        value: Scalar = trial.suggest_categorical(name, self.choice)
         return value
 
     def bounds(self) -> list[Any]:
@@ -140,7 +140,7 @@ class IntRange(_Domain):
         _check_range(*self.int_, self.step, log=self.log)
         return self
 
-    def draw(self, trial: optuna.Trial, name: str) -> int:
+    def draw(self, trial: Suggests, name: str) -> int:
         """A value proposed by the sampler."""
         return trial.suggest_int(name, *self.int_, step=self.step or 1, log=self.log)
 
@@ -176,7 +176,7 @@ class FloatRange(_Domain):
         _check_range(*self.float_, self.step, log=self.log)
         return self
 
-    def draw(self, trial: optuna.Trial, name: str) -> float:
+    def draw(self, trial: Suggests, name: str) -> float:
         """A value proposed by the sampler."""
         return trial.suggest_float(name, *self.float_, step=self.step, log=self.log)
 
@@ -251,7 +251,7 @@ class Factor(_Domain):
             _check_range(*self.factor, None, log=True)
         return self
 
-    def draw(self, trial: optuna.Trial, name: str) -> float:
+    def draw(self, trial: Suggests, name: str) -> float:
         """A factor proposed by the sampler."""
         if isinstance(self.factor, tuple):
             return trial.suggest_float(self.asked_as(name), *self.factor, log=True)

@@ -20,10 +20,12 @@ class Suggests(Protocol):
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the choices."""
 
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
         """A number of the range."""
 
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """A whole number of the range."""
 
 
@@ -144,5 +146,6 @@ def share_of(distribution: BaseDistribution, value: Any) -> float:
         low, high = low - 0.5, high + 0.5
     elif number := cells(distribution):
         assert distribution.step is not None, "as above"
-        return (round((value - low) / distribution.step) + 0.5) / number
-    return math.log(value / low) / math.log(high / low) if distribution.log else (value - low) / (high - low)
+        low, high, value = -0.5, number - 0.5, round((value - low) / distribution.step)
+    share: float = math.log(value / low) / math.log(high / low) if distribution.log else (value - low) / (high - low)
+    return share

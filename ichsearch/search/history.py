@@ -56,6 +56,10 @@ class History:
         """The finished trials of a rung, the best first; equal ones in the order of their start."""
         return sorted((entry for entry in self.at(epochs) if entry.loss is not None), key=loss_of)
 
+    def all_finished(self) -> list[Entry]:
+        """Every trial that has a loss, at whichever rung, of this space or an earlier one."""
+        return [entry for entry in self.entries.values() if entry.loss is not None]
+
     def running(self, epochs: int) -> list[Entry]:
         """The trials of a rung that have not ended."""
         return [entry for entry in self.at(epochs) if entry.state == "running"]

@@ -69,7 +69,7 @@ class Journal:
 
     def spent(self, seconds: float | None = None) -> float:
         """How long the run has been driven in all, in seconds; noted if it is given."""
-        (first, *_) = [*self._studies.values()] or [None]
+        first = next(iter(self._studies.values()), None)
         if first is None:
             return 0.0
         if seconds is not None:

@@ -6,7 +6,6 @@ In: the `parameters` of a space file. Out: parameters, complete with the default
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, NamedTuple, get_args
 
-import optuna
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from ichsearch.data.tasks import Task
@@ -23,6 +22,7 @@ from ichsearch.search.domains import (
     as_list,
     same,
 )
+from ichsearch.search.drawing import Suggests
 from ichsearch.search.rules import Location, SpaceRuleError, nearest
 from ichsearch.train.config import TrialConfig
 
@@ -154,7 +154,7 @@ def domain_for(parameters: Parameters, name: str, drawn: Mapping[str, Scalar]) -
     return None if isinstance(domain, Removed) else (domain, label)
 
 
-def draw(parameters: Parameters, trial: optuna.Trial, task: Task) -> dict[str, Scalar]:
+def draw(parameters: Parameters, trial: Suggests, task: Task) -> dict[str, Scalar]:
     """The values of all parameters that count, as the trial's sampler proposes them."""
     drawn: dict[str, Scalar] = {TASK: task}
     for name in draw_order(parameters):

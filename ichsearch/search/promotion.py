@@ -37,12 +37,11 @@ def next_rung(rungs: Sequence[int], epochs: int) -> int:
 
 
 def leader(history: History, rungs: Sequence[int]) -> Entry | None:
-    """The best trial of the highest rung that anybody finished and nobody left, unless someone is at the top."""
-    for epochs in reversed(rungs):
-        if any(entry.state == "running" for entry in history.at(epochs)):
-            return None
-        if finished := [entry for entry in history.finished(epochs) if entry.trial not in history.promoted]:
-            return finished[0] if epochs != rungs[-1] else None
+    """The best trial that was not promoted, of the highest rung below the top that has one."""
+    for epochs in reversed(rungs[:-1]):
+        for entry in history.finished(epochs):
+            if entry.trial not in history.promoted:
+                return entry
     return None
 
 
@@ -54,15 +53,20 @@ def missing_steps(history: History, rungs: Sequence[int]) -> int:
     return len(rungs)
 
 
-def may_be_promoted(entry: Entry, history: History, rungs: Sequence[int], eta: int, left: int) -> bool:
-    """Whether a finished trial could yet be promoted if `left` more trials ended, all at its rung and all worse."""
-    if entry.trial in history.promoted or entry.epochs == rungs[-1] or entry.epochs not in rungs:
-        return False
-    finished = history.finished(entry.epochs)
-    if entry not in finished:
-        return False
-    ended = sum(other.state != "running" for other in history.at(entry.epochs))
-    return finished.index(entry) < (ended + left) // eta or finished[0] == entry
+def promotable(history: History, rungs: Sequence[int], eta: int, left: float) -> dict[str, float]:
+    """The trials that could yet be promoted if `left` more ended at their rung, all worse; and who is before them.
+
+    Of each the share of its rung that did better: below 1/eta its promotion is due.
+    """
+    found: dict[str, float] = {}
+    for epochs in rungs[:-1]:
+        finished = history.finished(epochs)
+        ended = sum(entry.state != "running" for entry in history.at(epochs))
+        places = max(1, (ended + left) // eta)
+        for place, entry in enumerate(finished):
+            if place < places and entry.trial not in history.promoted:
+                found[entry.trial] = place / ended
+    return found
 
 
 def climbs(rungs: Sequence[int], epochs: int) -> list[tuple[int, int]]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import qmc
 
 from ichsearch.search.drawing import Configuration, Draw, chosen_by, drawn_by
@@ -18,7 +17,6 @@ from ichsearch.search.history import History, known
 from ichsearch.search.near import Neighbourhood
 from ichsearch.search.parzen import propose_better
 
-FloatArray = npt.NDArray[np.float64]
 Sampler = Literal["tpe", "random", "qmc"]
 FEWEST_RESULTS: Final = 10
 """The model of a rung needs this many finished trials: Optuna's own number of start-up trials."""
@@ -96,17 +94,17 @@ class Proposer:
                 return Proposal(made, place)
         return None
 
-    def _points(self, first: int) -> Iterator[FloatArray]:
+    def _points(self, first: int) -> Iterator[list[float]]:
         """Points of a scrambled Sobol sequence, (parameters,) in [0, 1)."""
         sequence = qmc.Sobol(len(self._names), rng=np.random.default_rng(self._seed))
         if first:
             sequence.fast_forward(first)
         for _ in range(SPREAD_ATTEMPTS):
-            yield sequence.random(1)[0]
+            yield sequence.random(1)[0].tolist()
 
     def _independent(self, random: np.random.Generator) -> Proposal | None:
         for _ in range(SPREAD_ATTEMPTS):
-            point = dict(zip(self._names, random.random(len(self._names)), strict=True))
+            point = dict(zip(self._names, random.random(len(self._names)).tolist(), strict=True))
             if self._is_new(made := drawn_by(self._draw, chosen_by(point))):
                 return Proposal(made, None)
         return None

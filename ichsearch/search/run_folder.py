@@ -1,19 +1,14 @@
-"""The one place where the files of a run are named; and the lease that keeps a second driver out.
+"""The one place where the files of a run are named.
 
-In: a folder. Out: paths, trial records, the lease.
+In: a folder. Out: paths, trial records.
 """
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ichsearch.errors import AlreadyRunningError
 from ichsearch.files import read_json, write_json
 from ichsearch.train.config import InputConfig
 
@@ -30,6 +25,8 @@ class TrialRecord(BaseModel):
     config: dict[str, Any]
     lr_suggestion: float | None
     weights: str
+    epochs: int
+    parent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,11 @@ class RunFolder:
         """Keep what the search knows of a trial."""
         write_json(self.trial(record.trial) / "trial.json", record.model_dump())
 
+    def record(self, trial: str) -> TrialRecord | None:
+        """What is known of one trial; None if nothing is."""
+        path = self.trial(trial) / "trial.json"
+        return TrialRecord.model_validate(read_json(path)) if path.is_file() else None
+
     def records(self) -> list[TrialRecord]:
         """All trials of the run, in the order of their ids."""
         paths = sorted(self.trials.glob("*/trial.json"), key=lambda path: (len(path.parent.name), path.parent.name))
@@ -107,26 +109,3 @@ def curve_name(config: InputConfig) -> str:
         config.task,
     ]
     return f"{'-'.join(parts)}.json"
-
-
-@contextmanager
-def lease(folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder; the kernel releases it when this driver dies.
-
-    Raises:
-        AlreadyRunningError: another driver holds it.
-    """
-    folder.root.mkdir(parents=True, exist_ok=True)
-    with (folder.root / "run.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise AlreadyRunningError(
-                f"one driver at a time: {folder.root} is already running (process {lock.read().strip() or 'unknown'}); "
-                "wait for it, or give another --out"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield

@@ -45,14 +45,14 @@ class PhantomCohort(Section):
 class Promotion(Section):
     """How configurations climb from short trials to those of full length."""
 
-    eta: int = Field(3, ge=2, le=10, description="a rung is this many times as long as the one below it")
+    eta: int = Field(4, ge=2, le=10, description="the best 1/eta of a rung go on to one eta times as long")
     first_epochs: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] = Field(
         "auto", description="no rung is shorter"
     )
     child: Literal["continue", "restart"] = Field(
         "continue", description="whether a promoted trial starts from its parent's weights or anew"
     )
-    random_share: float = Field(0.2, ge=0, le=1, description="share of the promotions that are drawn by lot")
+    random_share: float = Field(1 / 3, ge=0, le=1, description="share of configurations that no model proposes")
 
 
 class Keep(Section):

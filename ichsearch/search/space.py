@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-import optuna
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from ichsearch.data.tasks import Task, task_labels
 from ichsearch.model.weights import Policy
 from ichsearch.search.combinations import MOST_LISTED, allowed, combinations, why_not
 from ichsearch.search.domains import Factor, Scalar, as_list
+from ichsearch.search.drawing import Suggests
 from ichsearch.search.durations import Duration
 from ichsearch.search.parameters import (
     EFFECTS,
@@ -26,6 +26,7 @@ from ichsearch.search.parameters import (
     domain_for,
     draw,
 )
+from ichsearch.search.promotion import rungs_of
 from ichsearch.search.rules import Location, SpaceRuleError, nearest
 from ichsearch.search.sections import (
     Constraints,
@@ -40,19 +41,6 @@ from ichsearch.search.sections import (
 from ichsearch.train.config import InputConfig
 from ichsearch.train.metrics import Metric, is_defined
 
-<<<<<<< HEAD
-SEARCHED: Final = (
-    "backbone", "batch_size", "size", "channels", "head", "augment", "augmentations", "min_brain", "imbalance",
-    "label_smoothing", "weight_decay", "clip_norm", "precision", "lr_schedule", "rise", "start_divisor", "end_divisor",
-    "lr_spread", "frozen_epochs", "lr",
-)  # fmt: skip
-REQUIRED: Final = ("backbone", "batch_size", "size", "lr")
-FACTORS: Final = (0.01, 99.0)
-"""With the LR finder's plausible suggestions, 1e-5 to 1, these stay within what a trial takes."""
-FINITE: Final = ("backbone", "batch_size", "size", "channels", "head")
-"""Parameters that the LR finder runs for each value of: they cannot be ranges."""
-=======
->>>>>>> grammar
 
 class Space(Section):
     """A space file, validated; its backbones are looked at by `backbone_choice.settled`."""
@@ -116,13 +104,6 @@ class Space(Section):
                 ("metric",),
                 f"the metric must be defined for task {self.task}, but {self.metric} is not; say one of {fitting}",
             )
-<<<<<<< HEAD
-        if "fine_tune" not in self._values("lr_schedule"):
-            return
-        if self.pretrained == "no":
-            raise _rule(
-                ["parameters", "lr_schedule"],
-=======
         self._check_rungs()
         self._check_entries()
         if self.strategy == "grid":
@@ -141,7 +122,6 @@ class Space(Section):
         if self.pretrained == "no":
             raise SpaceRuleError(
                 ("parameters", "lr_schedule"),
->>>>>>> grammar
                 "fine_tune freezes a pretrained body, but pretrained is no; say auto or require",
             )
         if frozen >= self.epochs:
@@ -205,18 +185,14 @@ class Space(Section):
                 )
 
     def rungs(self) -> tuple[int, ...]:
-        """Epochs at which trials are judged, rising: full length, full/eta, full/eta² … down to the first rung."""
+        """Epochs at which trials are judged, rising: first, first · eta, first · eta² … and full length."""
         if self.strategy != "promote":
             return (self.epochs,)
         first = self.promotion.first_epochs
         least = first if first != "auto" else 1 + (self._frozen_epochs() if self.schedule == "per_rung" else 0)
-        rungs, epochs = [self.epochs], self.epochs // self.promotion.eta
-        while epochs >= least:
-            rungs.append(epochs)
-            epochs //= self.promotion.eta
-        return tuple(reversed(rungs))
+        return rungs_of(self.epochs, self.promotion.eta, least)
 
-    def draw(self, trial: optuna.Trial) -> dict[str, Scalar]:
+    def draw(self, trial: Suggests) -> dict[str, Scalar]:
         """The value of every parameter that counts, as the trial's sampler proposes it; `lr` may be a factor."""
         return draw(self.parameters, trial, self.task)
 
@@ -227,18 +203,6 @@ class Space(Section):
     def grid(self) -> list[dict[str, Scalar]]:
         """Every configuration that is allowed, in the order of the file: what strategy grid tries."""
         return list(allowed(self.parameters, self.constraints, self.task, self.parameters))
-
-    def enqueued(self, configuration: Mapping[str, Scalar]) -> dict[str, Any]:
-        """A (partial) configuration, as of `first_trials` or `grid`, as Optuna's `enqueue_trial` takes it.
-
-        A value stands under every name that the sampler may know its parameter by, where it is possible.
-        """
-        return {
-            asked: value
-            for name, value in configuration.items()
-            for domain, asked in self.parameters[name].named_domains(name)
-            if domain.contains(value)
-        }
 
     def lr_is_factor(self, drawn: Mapping[str, Scalar]) -> bool:
         """Whether the drawn `lr` must be multiplied by the LR finder's suggestion."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ichsearch.search.drawing import Configuration
-from ichsearch.search.history import Entry, History
+from ichsearch.search.history import Entry, History, known
 from ichsearch.search.promotion import climbs, due_promotion, leader, missing_steps, next_rung
 from ichsearch.search.proposals import Proposal, Proposer
 
@@ -44,38 +44,45 @@ class Strategy:
     def next(self, number: int, room: Room) -> Decision:
         """What trial `number` is: a promotion that is due, or else a new configuration.
 
-        The last trials of a budget belong to the leader: a search must not end without a trial of full length.
+        A search must not end without a trial of full length: the last of a budget belongs to the leader. And what is
+        left when a new configuration could no longer climb to the top goes to the best of those that are there.
         """
         if room.trials < 1:
             return "no_room"
         missing = missing_steps(self._history, self._rungs)
         if 0 < missing < len(self._rungs) and (room.trials <= missing or not self._room_to_explore(room)):
-            return self._climb(room)
+            climbing = any(self._history.running(epochs) for epochs in self._rungs[-missing - 1 : -1])
+            return "wait" if climbing else self._next_climb(room) or "no_room"
+        return self._due(room) or self._new(number, room)
+
+    def _due(self, room: Room) -> Promotion | None:
         parent = due_promotion(self._history, self._rungs, self._eta)
         if parent is not None and self._fits(parent, room):
             return self._promotion(parent)
+        return self._next_climb(room) if room.trials < len(self._rungs) else None
+
+    def _new(self, number: int, room: Room) -> Decision:
         proposal = self._proposer.propose(number)
         if proposal is None:
-            decision = self._climb(room) if missing else "exhausted"
-            return "exhausted" if decision == "no_room" else decision
-        return proposal if room.has(proposal.configuration, [(0, self._rungs[0])]) else "no_room"
+            return self._next_climb(room) or "exhausted"
+        way = [(0, self._rungs[0]), *climbs(self._rungs, self._rungs[0])]
+        if not room.has(proposal.configuration, way) and (climb := self._next_climb(room)):
+            return climb
+        return proposal if room.has(proposal.configuration, way[:1]) else "no_room"
 
     def _promotion(self, parent: Entry) -> Promotion:
         return Promotion(parent, next_rung(self._rungs, parent.epochs))
 
-    def _climb(self, room: Room) -> Decision:
+    def _next_climb(self, room: Room) -> Promotion | None:
         best = leader(self._history, self._rungs)
-        if best is None:
-            return "wait" if self._history.count("running") else "no_room"
-        return self._promotion(best) if self._fits(best, room) else "no_room"
+        return self._promotion(best) if best is not None and self._fits(best, room) else None
 
     def _fits(self, parent: Entry, room: Room) -> bool:
-        assert parent.configuration is not None, "only trials of the space are promoted"
-        return room.has(parent.configuration, [(parent.epochs, next_rung(self._rungs, parent.epochs))])
+        return room.has(known(parent), [(parent.epochs, next_rung(self._rungs, parent.epochs))])
 
     def _room_to_explore(self, room: Room) -> bool:
         """Whether a first rung fits in beside the leader's way to the top."""
         best = leader(self._history, self._rungs)
-        if best is None or best.configuration is None:
+        if best is None:
             return True
-        return room.has(best.configuration, [(0, self._rungs[0]), *climbs(self._rungs, best.epochs)])
+        return room.has(known(best), [(0, self._rungs[0]), *climbs(self._rungs, best.epochs)])

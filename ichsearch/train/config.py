@@ -98,11 +98,7 @@ class TrialConfig(InputConfig):
     def _makes_sense(self) -> Self:
         if not is_defined(self.metric, self.labels):
             raise ValueError(f"the metric must be defined for task {self.task}, but {self.metric} is not")
-<<<<<<< HEAD
         if self.epochs_before >= self.epochs:
-=======
-        if self.lr_schedule == "fine_tune" and self.frozen_epochs >= self.epochs:
->>>>>>> grammar
             raise ValueError(
                 f"epochs must be more than epochs_before, which they include, but they are {self.epochs} and "
                 f"{self.epochs_before}; raise epochs"

@@ -1,0 +1,89 @@
+"""What trials cost, and what of a run's budget is left for more.
+
+In: a space's budget, what trials took. Out: estimates, and whether something still fits.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from ichsearch.search.drawing import Configuration
+from ichsearch.train.config import TrialConfig
+
+Step = tuple[int, int]
+"""Epochs before a trial, and when it has ended."""
+
+
+class Costs:
+    """Seconds an epoch, from the trials most like the one asked for."""
+
+    def __init__(self, images_per_s: Callable[[TrialConfig], float | None], train_slices: int) -> None:
+        self._images_per_s, self._train_slices = images_per_s, train_slices
+        self._seen: dict[Hashable, list[float]] = defaultdict(list)
+
+    def learn(self, config: TrialConfig, seconds: float, epochs: int) -> None:
+        """Know what a trial took."""
+        for key in _keys(config):
+            self._seen[key].append(seconds / epochs)
+
+    def seconds(self, config: TrialConfig, steps: Sequence[Step]) -> float | None:
+        """What trials would take, in seconds; None if nothing is known of any like them.
+
+        The LR finder's speed stands in for a backbone that no trial has had yet.
+        """
+        epochs = sum(after - before for before, after in steps)
+        own, backbone, any_at_all = _keys(config)
+        for key in (own, backbone):
+            if key in self._seen:
+                return epochs * median(self._seen[key])
+        if images_per_s := self._images_per_s(config):
+            return epochs * self._train_slices / images_per_s
+        return epochs * median(self._seen[any_at_all]) if any_at_all in self._seen else None
+
+
+def _keys(config: TrialConfig) -> tuple[Hashable, Hashable, Hashable]:
+    """The trials that cost as much, those that cost about as much, and all."""
+    return (config.backbone, config.batch_size, config.size, config.channels, config.head), config.backbone, None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may take; None is no limit."""
+
+    trials: int | None
+    time_s: float | None
+    device_s: float | None
+    devices_per_trial: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a budget at one moment.
+
+    Attributes:
+        trials: how many may still start.
+        time_s: wall clock, in seconds.
+        device_s: device time, in seconds, less what running trials will take.
+    """
+
+    trials: float
+    time_s: float
+    device_s: float
+    devices_per_trial: float
+    seconds: Callable[[Configuration, Sequence[Step]], float | None]
+
+    def has(self, configuration: Configuration, steps: Sequence[Step]) -> bool:
+        """Whether trials of these epochs fit into the time that is left; one of unknown cost is tried."""
+        cost_s = self.seconds(configuration, steps) or 0.0
+        return 0 < self.time_s >= cost_s and 0 < self.device_s >= cost_s * self.devices_per_trial
+
+
+def limits(budget: Budget) -> Iterator[str]:
+    """The budget in words, a part a limit."""
+    if budget.trials is not None:
+        yield f"{budget.trials} trials"
+    if budget.time_s is not None:
+        yield f"{budget.time_s:g} s"
+    if budget.device_s is not None:
+        yield f"{budget.device_s / 3600:g} device hours"
