@@ -96,6 +96,12 @@ WRONG: dict[str, tuple[str, str, int | None, str]] = {
         16,
         "lr is continuous; write {factor: {choice",
     ),
+    "grid of millions": (
+        "  augment: {float: [0.0, 1.0]}\n  lr: {factor: [0.3, 3.0]}",
+        "  clip_norm: {int: [0, 1000000]}\n  lr: {factor: 1.0}\nstrategy: grid",
+        18,
+        "at most 100,000 combinations, but this one has 3,000,003; narrow",
+    ),
     "no parameters at all": ("trials: 3", "constraints: {max_parameters: 0}", 3, "greater than or equal to 1"),
     "constraint that leaves nothing": (
         "trials: 3",
