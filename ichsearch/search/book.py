@@ -18,9 +18,11 @@ from ichsearch.search.run_folder import RunFolder, TrialRecord
 from ichsearch.search.space import Space
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.metrics import LOWER_IS_BETTER
-from ichsearch.train.trial import TrialResult
+from ichsearch.train.trial import TrialResult, read_result
 
 FAILED: Final = "failed"
+WAIT: Final = "wait"
+"""Nothing to hand out until a running trial ends."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,23 @@ class Started:
     number: int
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands."""
+
+    finished: int
+    failed: int
+    running: int
+    trials: int | None
+    best: tuple[str, float] | None
+    spent_s: float
+    time_s: float | None
+    device_s: float
+    device_limit_s: float | None
+    eta_s: float | None
+    why_done: str
+
+
 class Book:
     """Asks the sampler and tells it; every step is in the journal before it is acted on."""
 
@@ -43,6 +62,9 @@ class Book:
         storage: optuna.storages.BaseStorage,
         suggest_lr: Callable[[InputConfig], float],
         weights_of: dict[str, str],
+        images_per_s: Callable[[TrialConfig], float | None] = lambda config: None,
+        train_slices: int = 0,
+        devices_per_trial: float = 1.0,
     ) -> None:
         self._space, self._folder = space, folder
         self._suggest_lr, self._weights_of = suggest_lr, weights_of
@@ -111,7 +133,30 @@ class Book:
         same = self._named(drawn) == trial.user_attrs["parameters"] and set(distributions) == set(trial.params)
         return distributions if contained and same else None
 
-    def next(self) -> Started | None:
+    def standing(self) -> Standing:
+        """Where the run stands; read anew from its files."""
+        records = self._folder.records()
+        scores = [
+            (item.trial, known.score) for item in records if (known := read_result(self._folder.trial(item.trial)))
+        ]
+        sign = -1 if self._space.metric in LOWER_IS_BETTER else 1
+        count = [sum(item.status == status for item in records) for status in ("finished", FAILED, "running")]
+        done = count[0] + count[1] >= self._space.trials
+        return Standing(
+            finished=count[0],
+            failed=count[1],
+            running=count[2],
+            trials=self._space.trials,
+            best=max(scores, key=lambda item: sign * item[1], default=None),
+            spent_s=0.0,
+            time_s=self._space.time_s,
+            device_s=0.0,
+            device_limit_s=None,
+            eta_s=None,
+            why_done="all trials are done" if done else "",
+        )
+
+    def next(self) -> Started | Literal["wait"] | None:
         """The next trial to run: an interrupted one first, then a new proposal; None when there are enough."""
         while self._interrupted:
             study, trial = self._interrupted.pop(0)
@@ -179,6 +224,7 @@ class Book:
             config=config.model_dump(),
             lr_suggestion=float(f"{config.lr / factor:.9g}") if factor else None,
             weights=weights,
+            epochs=config.epochs,
         )
 
     def tell_finished(self, started: Started, result: TrialResult) -> None:

@@ -30,6 +30,8 @@ class TrialRecord(BaseModel):
     config: dict[str, Any]
     lr_suggestion: float | None
     weights: str
+    epochs: int = 0
+    parent: str | None = None
 
 
 @dataclass(frozen=True)

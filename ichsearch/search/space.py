@@ -18,6 +18,7 @@ from ichsearch.model.backbones import check_backbone
 from ichsearch.model.weights import Policy
 from ichsearch.phantom.design import Prevalence
 from ichsearch.search.domains import Choice, Constant, Factor, Parameter, Scalar, as_list
+from ichsearch.search.durations import Duration
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.lr_finder import FEWEST_STEPS, SEARCH_STEPS
 from ichsearch.train.metrics import Metric, is_defined
@@ -70,6 +71,9 @@ class Space(_Section):
     metric: Metric = "auroc_any"
     trials: int = Field(20, ge=1, le=100_000)
     epochs: int = Field(6, ge=1, le=1000, description="length of every trial")
+    time_s: Duration | None = Field(None, alias="time", description="wall clock of the run: 90s, 20m, 8h, 1d, seconds")
+    device_hours: Annotated[float, Field(gt=0, le=1e7)] | None = Field(None, description="summed over all trials")
+    trial_limit_s: Duration | None = Field(None, alias="trial_limit", description="a longer trial is ended")
     seed: int = Field(0, ge=0, le=2**31 - 1)
     split_seed: int = Field(0, ge=0, le=2**31 - 1)
     sampler: Literal["tpe", "random"] = "tpe"
