@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +45,8 @@ SPACE: Final = """\
 name: nothing
 trials: {trials}
 epochs: 1
-parameters: {{backbone: test_resnet, batch_size: 8, size: 32, lr: {{float: [0.001, 0.1]}}, augment: {{float: [0.0, 1.0]}}}}
+parameters:
+  {{backbone: test_resnet, batch_size: 8, size: 32, lr: {{float: [0.001, 0.1]}}, augment: {{float: [0.0, 1.0]}}}}
 """
 RESULT: Final = {
     "score": 0.5, "best_epoch": 1, "metrics": {"auroc_any": 0.5}, "seconds": 1.0, "images_per_s": 1.0,
@@ -172,7 +174,7 @@ def _run(
 
 def _between_trials(make: Callable[[RunFolder, int], Any], options: argparse.Namespace) -> Figures:
     workers = _run(make, options.trials, lambda: None, trial_s=options.trial_s)
-    gaps = [after[0] - before[1] for worker in workers for before, after in zip(worker, worker[1:], strict=False)]
+    gaps = [after[0] - before[1] for worker in workers for before, after in pairwise(worker)]
     assert sum(map(len, workers)) == options.trials
     cuts = statistics.quantiles(gaps, n=20)
     return {
