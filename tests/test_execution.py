@@ -1,12 +1,17 @@
 """The command as a program sees it, what goes on beside the trials, and how a stuck process ends."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from slice_sets import make_rows, write_shards
 from spaces import write_space
@@ -20,33 +25,51 @@ ICHSEARCH = str(Path(sys.executable).parent / "ichsearch")
 SPACE = """\
 name: two
 trials: 2
-epochs: 1
+epochs: 40
 pretrained: no
 resources: {cpus_per_trial: 1}
 parameters: {backbone: test_resnet, batch_size: 8, size: 32, channels: hu, lr: {float: [0.001, 0.01]}}
 """
+OURS = ("run two", "slices by patient", "unreliable", "test_resnet:", "trial 000", "best trial", "slice position",
+        "chosen on", "all trials are done", "leaderboard:", "to go on:", "no label")  # fmt: skip
 STANDING = Standing(1, 0, 1, 2, ("0000", 0.5), 1.0, None, 1.0, None, None, "")
 
 
-def test_json_is_all_that_is_on_stdout_and_only_our_lines_are_on_stderr(tmp_path: Path) -> None:
+def test_a_killed_worker_costs_no_trial_and_json_is_all_that_is_on_stdout(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", make_rows(patients=15, slices=4), 32)
     arguments = ["--space", write_space(tmp_path, SPACE), "--data", tmp_path / "shards", "--out", tmp_path / "run"]
-    done = subprocess.run(
-        [ICHSEARCH, "run", *map(str, arguments), "--json"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
+    command = [ICHSEARCH, "run", *map(str, arguments), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        os.kill(trial_process(driver.pid), signal.SIGKILL)
+        out, err = driver.communicate()
+    assert driver.returncode == 0, err
+    told = [json.loads(line) for line in out.splitlines()]
     kinds = [item["event"] for item in told]
     assert [kinds.count(kind) for kind in ("opened", "data", "weights", "started", "finished")] == [1, 1, 1, 2, 2]
-    assert kinds[-1] == "done"
     last = told[-1]
-    assert (last["exit_code"], last["counts"]["finished"]) == (0, 2)
+    assert (last["event"], last["exit_code"], last["counts"]["finished"]) == ("done", 0, 2)
     assert last["best"]["score"] == max(item["score"] for item in told if item["event"] == "finished")
-    assert Path(last["leaderboard"]).is_file()
-    ours = ("run two", "slices by patient", "unreliable", "test_resnet:", "trial 000", "best trial", "slice position",
-            "chosen on", "all trials are done", "leaderboard:", "to go on:", "no label")  # fmt: skip
-    strange = [line for line in done.stderr.splitlines() if line and not line.startswith(ours)]
-    assert not strange
+    assert len(pd.read_csv(last["leaderboard"])) == 2
+    strange = [line for line in err.splitlines() if line and not line.startswith(OURS)]
+    assert not strange, "Ray, Optuna or a warning has a say"
+
+
+def trial_process(driver: int) -> int:
+    """The first process below `driver` that shows a trial in its title."""
+    end_s = time.monotonic() + 120
+    while time.monotonic() < end_s:
+        for title in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if title.read_text().startswith("ray::test_resnet-b8-40ep-") and driver in ancestors(title.parent):
+                    return int(title.parent.name)
+        time.sleep(0.02)
+    raise AssertionError("no trial began")
+
+
+def ancestors(process: Path) -> Iterator[int]:
+    while (parent := int((process / "stat").read_text().rpartition(")")[2].split()[1])) > 1:
+        yield parent
+        process = process.parent / str(parent)
 
 
 def test_work_that_is_often_due_is_done_now_and_then() -> None:

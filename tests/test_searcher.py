@@ -63,6 +63,10 @@ def open_book(root: Path, trials: int, kind: type[Book] = Book) -> Book:
 
 def run(root: Path, book: Book, trial: Trial, max_retries: int = 1) -> list[Event]:
     told: list[Event] = []
+
+    def write_leaderboard(folder: RunFolder) -> None:
+        folder.leaderboard.write_text(str(len(told)))
+
     execution = Execution(
         name="tiny",
         metric="auroc_any",
@@ -71,7 +75,7 @@ def run(root: Path, book: Book, trial: Trial, max_retries: int = 1) -> list[Even
         max_retries=max_retries,
         trial=trial,
         tell=told.append,
-        write_leaderboard=lambda folder: None,
+        write_leaderboard=write_leaderboard,
     )
     assert run_trials(book, execution)
     return told
@@ -110,6 +114,7 @@ def test_workers_go_from_trial_to_trial_and_show_which_one_runs(tmp_path: Path) 
     assert [[title for _, title in tried] for tried in seen] == [[f"ray::test_resnet-b8-1ep-{name}"] for name in names]
     assert len({pid for tried in seen for pid, _ in tried}) <= 3, "a process a trial costs seconds each time"
     assert [event.kind for event in told].count("finished") == 12
+    assert RunFolder(tmp_path).leaderboard.read_text() == str(len(told))
     assert told[-1].standing is not None
     assert told[-1].standing.finished == 12
 
@@ -175,6 +180,7 @@ def test_a_fault_of_the_search_ends_the_run_as_what_it_is(tmp_path: Path) -> Non
     with pytest.raises(ZeroDivisionError, match="a fault of the search"):
         run(tmp_path, open_book(tmp_path, 3, _Broken), finishing(tmp_path))
     assert "crashed" not in reasons(tmp_path).values()
+    assert RunFolder(tmp_path).leaderboard.is_file(), "what is known must be on the disk when a run breaks off"
 
 
 def searcher_of(root: Path, cores: float, trials: int = 4) -> tuple[BookSearcher, Book]:

@@ -106,6 +106,9 @@ def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
             return {"reason": NO_ROOM}
         _keep_error(folder / "error.txt", error)
         raise
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # another trial may share the GPU while this process waits for its next one
     (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     return {"score": result.score, "reason": ""}
 
