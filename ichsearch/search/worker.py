@@ -107,7 +107,7 @@ def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
         _keep_error(folder / "error.txt", error)
         raise
     finally:
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()  # another trial may share the GPU while this process waits for its next one
     (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
     return {"score": result.score, "reason": ""}
