@@ -77,6 +77,7 @@ class Book:
         train_slices: int = 1,
         devices_per_trial: float = 1.0,
         check_lease: Callable[[], None] = lambda: None,
+        began_s: float | None = None,
     ) -> None:
         self._space, self._folder, self._check_lease = space, folder, check_lease
         self._suggest_lr, self._weights_of = suggest_lr, weights_of
@@ -93,7 +94,7 @@ class Book:
         self._best: tuple[str, float] | None = None
         self._load()
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
-        self._driven_s, self._start_s = self._journal.spent(), time.monotonic()
+        self._driven_s, self._start_s = self._journal.spent(), time.monotonic() if began_s is None else began_s
 
     def _load(self) -> None:
         """Learn what an earlier start of this run has left in the journal."""

@@ -4,6 +4,7 @@ In: a space, data, a run folder, and what to call when something happens. Out: t
 """
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -85,6 +86,7 @@ def run_search(
     folder = RunFolder(out.resolve())
     _refuse_foreign(folder, space, extend=extend)
     _refuse_unusable(data, space, folder)
+    began_s = time.monotonic()
     with lease(folder.root) as held, ray_session(address) as dashboard:
         if not folder.space.is_file():  # before the first long stage; an extended one is kept when it has proved usable
             save_space(space, folder.space)
@@ -99,7 +101,7 @@ def run_search(
         save_space(space, folder.space)
         curves = _lr_stage(space, assignment, whole, watchers)
         requests = trial_requests(space.resources, live_nodes(), _seen_mb(curves), memory_mb)
-        book = _open_book(space, folder, held, curves, origins, requests, _train_slices(slices, split))
+        book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
         _run_trials(space, book, assignment, requests, watchers)
     _require_a_result(folder)
     return Outcome(folder, shards, book.standing())
@@ -203,6 +205,7 @@ def _open_book(
     space: Space,
     folder: RunFolder,
     held: Lease,
+    began_s: float,
     curves: Curves,
     origins: dict[str, str],
     requests: Requests,
@@ -222,6 +225,7 @@ def _open_book(
         train_slices=train_slices,
         devices_per_trial=requests.whole["GPU"] or 1.0,
         check_lease=held.check,
+        began_s=began_s,
     )
 
 
