@@ -6,9 +6,8 @@ from typing import Any
 import jsonschema
 import pytest
 from ruamel.yaml import YAML
-from spaces import SMALL, write_space
-from test_space import FULL
-from test_space_errors import WRONG
+from spaces import FULL, SMALL, write_space
+from wrong_spaces import WRONG
 
 from ichsearch.errors import ConfigError
 from ichsearch.files import to_json

@@ -12,6 +12,7 @@ from ichsearch.labels import ANY
 from ichsearch.search.book import FAILED, Started
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
+from ichsearch.train.config import TrialConfig
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.metrics import better
 from ichsearch.train.trial import TrialResult, read_result
@@ -94,7 +95,8 @@ def _parameters(started: Started) -> str:
     config, drawn = started.config, started.record.parameters
     shown = [config.backbone, f"batch {config.batch_size}"]
     for name, value in drawn.items():
-        if name not in ("backbone", "batch_size", "lr", "lr_factor", "size"):
+        known = name in ("backbone", "batch_size", "lr", "lr_factor", "size")
+        if not known and value != TrialConfig.model_fields[name].default:
             shown.append(f"{name} {_short(value)}")
     return " · ".join([*shown, f"lr {config.lr:.2g}"])
 

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from ichsearch.data.tasks import Task, task_labels
 from ichsearch.model.weights import Policy
-from ichsearch.search.combinations import MOST_LISTED, allowed, combinations, why_not
+from ichsearch.search.combinations import MOST_LISTED, allowed, combinations, size_of, why_not
 from ichsearch.search.domains import Factor, Scalar, as_list
 from ichsearch.search.drawing import Suggests
 from ichsearch.search.durations import Duration
@@ -183,6 +183,13 @@ class Space(Section):
                 raise SpaceRuleError(
                     ("parameters", name), f"strategy grid needs finite parameters, but {name} is continuous; {remedy}"
                 )
+
+        number = size_of(self.parameters, Constraints(), self.task).combinations
+        if number > MOST_LISTED:
+            raise SpaceRuleError(
+                ("strategy",),
+                f"a grid has at most {MOST_LISTED:,} combinations, but this one has {number:,}; narrow the parameters",
+            )
 
     def rungs(self) -> tuple[int, ...]:
         """Epochs at which trials are judged, rising: first, first · eta, first · eta² … and full length."""

@@ -21,7 +21,7 @@ from ichsearch.search.space import Space
 from ichsearch.shards.manifest import read_manifest
 from ichsearch.shards.metadata import METADATA
 from ichsearch.train.config import InputConfig
-from ichsearch.train.probe import Cost, measured_apart
+from ichsearch.train.probe import Cost, cost_of
 from ichsearch.train.setup import parts_of
 
 PER_SLICES: Final = 1000
@@ -114,7 +114,7 @@ def costs(space: Space, counts: SliceCounts | None) -> Iterator[str]:
     per = "" if counts else f" for {PER_SLICES:,} training slices"
     heads: dict[str, None] = {}
     for config in _dearest(space):
-        cost = measured_apart(config, threads)
+        cost = cost_of(config, threads)
         if isinstance(cost, Cost) and cost.device not in heads:
             heads[cost.device] = None
             yield f"a trial of {space.epochs} epochs{per} on this machine ({cost.device}), from a few steps on noise:"
@@ -125,7 +125,8 @@ def _told(cost: Cost | str, config: InputConfig, counts: SliceCounts, space: Spa
     if isinstance(cost, str):
         return cost
     seconds = cost.trial_s(counts.train, counts.validation, config.batch_size, space.epochs)
-    text = f"{duration_text(seconds)}, {cost.memory_bytes / 1e9:.2f} GB"
+    about = "about " if cost.measured_batch < config.batch_size else ""
+    text = f"{about}{duration_text(seconds)}, {cost.memory_bytes / 1e9:.2f} GB"
     return text + (f", in micro-batches of {cost.micro_batch}" if cost.micro_batch < config.batch_size else "")
 
 
