@@ -6,7 +6,7 @@ In: a space's `draw`, and where its values come from. Out: parameters as the jou
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -79,12 +79,12 @@ def _choice(*choices: Any) -> CategoricalDistribution:
     return CategoricalDistribution(choices)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _float(low: float, high: float, step: float | None, log: bool) -> FloatDistribution:
     return FloatDistribution(low, high, step=step, log=log)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _int(low: int, high: int, step: int, log: bool) -> IntDistribution:
     return IntDistribution(low, high, step=step, log=log)
 
@@ -117,11 +117,11 @@ def replayed(draw: Draw, values: Mapping[str, Any]) -> Configuration | None:
         made = drawn_by(draw, choose)
     except (KeyError, ValueError):
         return None
-    return made if has_values(made, {name: values.get(name) for name in made.drawn}) else None
+    return made if has_values(made.drawn, {name: values.get(name) for name in made.drawn}) else None
 
 
 def chosen_by(point: Mapping[str, float], wanted: Mapping[str, Any] | None = None) -> Choose:
-    """Values from a point of the unit cube, a coordinate a parameter; those that are wanted wherever they can be had."""
+    """Values from a point of the unit cube, a coordinate a parameter; wanted ones wherever they can be had."""
     known = wanted or {}
 
     def choose(name: str, distribution: BaseDistribution) -> Any:
@@ -132,9 +132,9 @@ def chosen_by(point: Mapping[str, float], wanted: Mapping[str, Any] | None = Non
     return choose
 
 
-def has_values(made: Configuration, wanted: Mapping[str, Any]) -> bool:
-    """Whether a configuration has these values, numbers to the precision of a step's rounding."""
-    return all(name in made.drawn and _as_good_as(made.drawn[name], value) for name, value in wanted.items())
+def has_values(drawn: Drawn, wanted: Mapping[str, Any]) -> bool:
+    """Whether these values are among those drawn, numbers to the precision of a step's rounding."""
+    return all(name in drawn and _as_good_as(drawn[name], value) for name, value in wanted.items())
 
 
 def _as_good_as(one: Any, other: Any) -> bool:

@@ -110,7 +110,9 @@ class Proposer:
         for place, values in enumerate(wanted):
             turned = (points[(place + index) % len(points)] for index in range(len(points)))
             candidates = (drawn_by(self._draw, chosen_by(point, values)) for point in turned)
-            yield from islice((made for made in candidates if has_values(made, values) and self._allowed(made)), 1)
+            yield from islice(
+                (made for made in candidates if has_values(made.drawn, values) and self._allowed(made)), 1
+            )
 
     def _points(self, first: int) -> FloatArray:
         """Points of a scrambled Sobol sequence, (points, parameters) in [0, 1)."""
