@@ -2,8 +2,9 @@
 
     python tests/benchmarks/book.py [--trials 500 2000 10000] [--asked 40] [--folder FOLDER]
 
-In: nothing. Out: CPU time of a proposal and of a tell by how many trials the book knows, and of opening the run; as the
-last line all figures as one JSON object. Trials are told without training any.
+In: nothing. Out: CPU time of a proposal and of a tell by how many trials the book knows, and of opening the run, over
+rungs and with trials of full length alone, which one model has all to learn from; as the last line all figures as one
+JSON object. Trials are told without training any.
 """
 
 import os
@@ -16,6 +17,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import process_time
@@ -32,6 +34,7 @@ from ichsearch.train.trial import TrialResult
 
 PACKAGES: Final = ("ichsearch", "optuna", "numpy")
 BACKBONES: Final = ("resnet18", "resnet50", "resnet101", "densenet121", "alexnet")
+STRATEGIES: Final = ("promote", "full")
 SPACE: Final[dict[str, Any]] = {
     "name": "book",
     "epochs": 9,
@@ -53,12 +56,14 @@ SPACE: Final[dict[str, Any]] = {
 def main() -> None:
     """Measure all, print it for a reader, and for a program on the last line."""
     options = _options()
-    figures: Figures = {"setting": _setting(options), "trials": {}}
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        for known in sorted(options.trials):
-            _fill(Path(folder), known)
-            figures["trials"][known] = _measure(Path(folder), known, options.asked)
-            sys.stderr.write(f"{known} trials: done\n")
+    rows: list[Figures] = []
+    for strategy in STRATEGIES:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            for known in sorted(options.trials):
+                _fill(Path(folder), strategy, known)
+                rows.append(_measure(Path(folder), strategy, known, options.asked))
+                sys.stderr.write(f"{strategy}, {known} trials: done\n")
+    figures = {"setting": _setting(options), "rows": rows}
     _show(figures)
     sys.stdout.write(json.dumps(figures, allow_nan=False) + "\n")
 
@@ -71,16 +76,16 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _book(folder: Path, trials: int, sampler: str) -> Book:
-    space = Space.model_validate({**SPACE, "trials": trials, "sampler": sampler})
+def _book(folder: Path, strategy: str, trials: int, sampler: str) -> Book:
+    space = Space.model_validate({**SPACE, "strategy": strategy, "trials": trials, "sampler": sampler})
     run = RunFolder(folder)
     weights = dict.fromkeys(BACKBONES, "scratch")
     return Book(space, run, open_storage(run.journal), suggest_lr=lambda config: 0.01, weights_of=weights)
 
 
-def _fill(folder: Path, trials: int) -> None:
+def _fill(folder: Path, strategy: str, trials: int) -> None:
     """Independent configurations cost least to propose."""
-    book = _book(folder, 2 * trials, "random")
+    book = _book(folder, strategy, 2 * trials, "random")
     while book.standing().finished + book.standing().failed < trials:
         _tell(book, _next(book))
 
@@ -101,15 +106,16 @@ def _tell(book: Book, started: Started) -> None:
     book.tell_finished(started, TrialResult(score, config.epochs, {}, 1.0 * epochs, 100.0, 8, epochs, epochs))
 
 
-def _measure(folder: Path, known: int, asked: int) -> Figures:
-    book, open_s = _cpu_timed(lambda: _book(folder, 4 * known, "tpe"))
-    next_s, tell_s = [], []
+def _measure(folder: Path, strategy: str, known: int, asked: int) -> Figures:
+    book, open_s = _cpu_timed(lambda: _book(folder, strategy, 4 * known, "tpe"))
+    next_ms, tell_ms = [], []
     for _ in range(asked):
         started, seconds = _cpu_timed(lambda: _next(book))
         if started.record.parent is None:
-            next_s.append(1e3 * seconds)
-        tell_s.append(1e3 * _cpu_timed(lambda started=started: _tell(book, started))[1])
-    return {"known": known, "open_s": open_s, "proposal_ms": spread(next_s), "tell_ms": spread(tell_s)}
+            next_ms.append(1e3 * seconds)
+        tell_ms.append(1e3 * _cpu_timed(partial(_tell, book, started))[1])
+    figures = {"open_s": open_s, "proposal_ms": spread(next_ms), "tell_ms": spread(tell_ms)}
+    return {"strategy": strategy, "known": known, **figures}
 
 
 def _cpu_timed(work: Callable[[], Result]) -> tuple[Result, float]:
@@ -130,11 +136,11 @@ def _setting(options: argparse.Namespace) -> Figures:
 
 
 def _show(figures: Figures) -> None:
-    columns = ("trials known", "proposal, ms", "tell, ms", "opening the run, s")
+    columns = ("strategy, trials known", "proposal, ms", "tell, ms", "opening the run, s")
     table = new_table("CPU time, median [lowest–highest]", *columns)
-    for known, row in figures["trials"].items():
+    for row in figures["rows"]:
         proposal, tell = spread_text(row["proposal_ms"], 1), spread_text(row["tell_ms"], 1)
-        table.add_row(f"{known:,}", proposal, tell, f"{row['open_s']:.1f}")
+        table.add_row(f"{row['strategy']}, {row['known']:,}", proposal, tell, f"{row['open_s']:.1f}")
     Console(width=140).print(table)
 
 
