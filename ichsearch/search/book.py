@@ -16,7 +16,7 @@ from ichsearch.search.budget import Budget, Costs, Left, Step
 from ichsearch.search.combinations import MOST_LISTED, allowed
 from ichsearch.search.drawing import Configuration, Drawn
 from ichsearch.search.history import Entry, History, State
-from ichsearch.search.journal import Journal, Place
+from ichsearch.search.journal import OUTCOME, Journal, Place
 from ichsearch.search.keeper import Keeper
 from ichsearch.search.proposals import Proposal, Proposer
 from ichsearch.search.run_folder import RunFolder, TrialRecord
@@ -92,26 +92,28 @@ class Book:
         self._strategy = Strategy(self._history, _proposer(space, self._history), space.rungs(), eta)
         self._trials: dict[str, Started] = {}
         self._since_s: dict[str, float] = {}
-        self._device_s, self._why_done = 0.0, ""
+        self._device_s, self._driven_s, self._why_done = 0.0, 0.0, ""
         self._best: tuple[str, float] | None = None
         self._load()
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
-        self._driven_s, self._start_s = self._journal.spent(), time.monotonic() if began_s is None else began_s
+        self._start_s = time.monotonic() if began_s is None else began_s
 
     def _load(self) -> None:
         """Learn what an earlier start of this run has left in the journal."""
         known = [(place, trial) for place, trial in self._journal.trials() if "trial" in trial.user_attrs]
         for place, trial in sorted(known, key=lambda item: int(item[1].user_attrs["trial"])):
             attributes = trial.user_attrs
+            outcome = attributes.get(OUTCOME, {"driven_s": 0.0})
+            self._driven_s = max(self._driven_s, outcome["driven_s"])
             config = TrialConfig.model_validate(attributes["config"])
             record = _record(attributes, config, trial.state)
             self._trials[record.trial] = Started(record, config, place)
             self._history.add(_entry(record, self._configs.replayed(config, record), attributes.get("point")))
             if trial.state == TrialState.COMPLETE:
-                self._learn(record.trial, trial.value, attributes["seconds"], attributes["epochs_trained"])
+                self._learn(record.trial, trial.value, outcome["seconds"], outcome["epochs_trained"])
             elif trial.state.is_finished():
                 self._history.end(record.trial, None)
-                self._device_s += attributes.get("seconds", 0.0) * self._budget.devices_per_trial
+                self._device_s += outcome["seconds"] * self._budget.devices_per_trial
             if not (self._folder.trial(record.trial) / "trial.json").is_file():
                 self._folder.write_record(record)
 
@@ -198,8 +200,8 @@ class Book:
         self._check_lease()
         name = started.record.trial
         self._ended(started, started.record.model_copy(update={"status": "finished"}))
-        took = {"seconds": result.seconds, "epochs_trained": result.epochs_trained, "best_epoch": result.best_epoch}
-        self._journal.finish(started.place, result.score, took)
+        outcome = {"seconds": result.seconds, "epochs_trained": result.epochs_trained, "best_epoch": result.best_epoch}
+        self._journal.finish(started.place, result.score, outcome | self._driven())
         self._learn(name, result.score, result.seconds, result.epochs_trained)
         self._keeper.sweep(self._history, self._left().trials)
 
@@ -208,14 +210,13 @@ class Book:
         self._check_lease()
         seconds = time.monotonic() - self._since_s.get(started.record.trial, time.monotonic())
         self._ended(started, started.record.model_copy(update={"status": FAILED, "reason": reason}))
-        self._journal.fail(started.place, reason, {"seconds": round(seconds, 3)})
+        self._journal.fail(started.place, {"reason": reason, "seconds": round(seconds, 3)} | self._driven())
         self._history.end(started.record.trial, None)
         self._device_s += seconds * self._budget.devices_per_trial
 
     def _ended(self, started: Started, record: TrialRecord) -> None:
         self._folder.write_record(record)
         self._trials[record.trial] = Started(record, started.config, started.place)
-        self._journal.spent(self._spent_s())
 
     def _learn(self, name: str, score: float | None, seconds: float, epochs: int) -> None:
         assert score is not None, "a finished trial has a score"
@@ -242,6 +243,10 @@ class Book:
 
     def _cost_s(self, drawn: Drawn, steps: Any) -> float | None:
         return self._costs.seconds(self._configs.config(drawn, self._space.epochs), steps)
+
+    def _driven(self) -> dict[str, float]:
+        """How long the run has been driven, for the journal: the next start counts on from there."""
+        return {"driven_s": round(self._spent_s(), 3)}
 
     def _spent_s(self) -> float:
         return self._driven_s + time.monotonic() - self._start_s
@@ -305,7 +310,7 @@ def _record(attributes: dict[str, Any], config: TrialConfig, state: TrialState) 
     return TrialRecord(
         trial=attributes["trial"],
         status=status,
-        reason=attributes.get("reason", ""),
+        reason=attributes.get(OUTCOME, {}).get("reason", ""),
         parameters=attributes["parameters"],
         config=config.model_dump(),
         lr_suggestion=attributes["lr_suggestion"],
