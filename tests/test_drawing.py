@@ -138,17 +138,26 @@ def test_wanted_values_are_taken_where_they_can_be_had() -> None:
     assert other["batch_size"] == 8
 
 
-def test_near_is_half_the_side_of_a_cube_that_holds_one_of_those_tried() -> None:
+def test_near_is_what_lies_in_small_cubes_round_those_tried() -> None:
     tried = Neighbourhood()
     assert not tried.is_near(configuration(0.5, 0.5))
     tried.add(configuration(0.5, 0.5))
-    assert tried.is_near(configuration(0.0, 1.0)), "the one that was tried stands for the whole square"
+    assert tried.is_near(configuration(0.549, 0.451))
+    assert not tried.is_near(configuration(0.551, 0.5))
     for place in (0.1, 0.3, 0.9):
         tried.add(configuration(place, place))
-    assert tried.is_near(configuration(0.74, 0.26))
-    assert not tried.is_near(configuration(0.76, 0.24))
+    assert tried.is_near(configuration(0.524, 0.476))
+    assert not tried.is_near(configuration(0.526, 0.5))
     assert not tried.has(configuration(0.5, 0.51))
     assert tried.has(configuration(0.5, 0.5))
+
+
+def test_all_neighbourhoods_together_fill_a_hundredth() -> None:
+    random, tried = np.random.default_rng(0), Neighbourhood()
+    for point in random.random((200, 3)).tolist():
+        tried.add(configuration(*point))
+    near = [tried.is_near(configuration(*point)) for point in random.random((4000, 3)).tolist()]
+    assert np.mean(near) == pytest.approx(0.01, abs=0.005)
 
 
 def test_other_choices_and_few_numbers_are_never_near() -> None:

@@ -4,7 +4,7 @@ In: a space and a journal. Out: trials to run; told results. No Ray here: the sa
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Literal
@@ -97,6 +97,7 @@ class Book:
         self._load()
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
         self._start_s = time.monotonic() if began_s is None else began_s
+        self._keeper.sweep(self._history, self._left().trials)
 
     def _load(self) -> None:
         """Learn what an earlier start of this run has left in the journal."""
@@ -160,13 +161,15 @@ class Book:
     def _promoted(self, promotion: Promotion) -> Started:
         """A child of the parent's configuration; from the start if it is to be, or the parent has left nothing."""
         parent = self._trials[promotion.parent.trial]
-        whole = self._configs.cycle_epochs is not None
-        left = self._folder.trial(parent.record.trial) / (STATE if whole else WEIGHTS)
-        goes_on = (whole or self._space.promotion.child == "continue") and left.exists()
-        before = parent.config.epochs if goes_on else 0
+        left = self._folder.trial(parent.record.trial) / (WEIGHTS if self._configs.cycle_epochs is None else STATE)
+        before = parent.config.epochs if self._children_go_on() and left.exists() else 0
         config = parent.config.model_copy(update={"epochs": promotion.epochs, "epochs_before": before})
         assert promotion.parent.configuration is not None, "only trials of the space are promoted"
         return self._start(config, parent.record.parameters, promotion.parent.configuration, parent.record.trial, None)
+
+    def _children_go_on(self) -> bool:
+        """Whether a promoted trial is spared its parent's epochs: pieces of one cycle always are."""
+        return self._configs.cycle_epochs is not None or self._space.promotion.child == "continue"
 
     def _start(
         self,
@@ -213,6 +216,7 @@ class Book:
         self._journal.fail(started.place, {"reason": reason, "seconds": round(seconds, 3)} | self._driven())
         self._history.end(started.record.trial, None)
         self._device_s += seconds * self._budget.devices_per_trial
+        self._keeper.sweep(self._history, self._left().trials)
 
     def _ended(self, started: Started, record: TrialRecord) -> None:
         self._folder.write_record(record)
@@ -241,7 +245,9 @@ class Book:
             seconds=lambda made, steps: self._cost_s(made.drawn, steps),
         )
 
-    def _cost_s(self, drawn: Drawn, steps: Any) -> float | None:
+    def _cost_s(self, drawn: Drawn, steps: Sequence[Step]) -> float | None:
+        if not self._children_go_on():
+            steps = [(0, epochs) for _, epochs in steps]
         return self._costs.seconds(self._configs.config(drawn, self._space.epochs), steps)
 
     def _driven(self) -> dict[str, float]:
