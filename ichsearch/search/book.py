@@ -6,21 +6,23 @@ In: a space and a journal. Out: trials to run; told results. No Ray here: the sa
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Literal
 
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from ichsearch.search.budget import Budget, Costs, Left, Step
-from ichsearch.search.drawing import Configuration, Drawn, replayed
+from ichsearch.search.combinations import MOST_LISTED, allowed
+from ichsearch.search.drawing import Configuration, Drawn
 from ichsearch.search.history import Entry, History, State
 from ichsearch.search.journal import Journal, Place
 from ichsearch.search.keeper import Keeper
-from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.proposals import Proposal, Proposer
 from ichsearch.search.run_folder import RunFolder, TrialRecord
 from ichsearch.search.space import Space
 from ichsearch.search.strategy import Promotion, Strategy
+from ichsearch.search.trial_configs import TrialConfigs, rounded
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.lineage import STATE, WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER, better
@@ -80,7 +82,7 @@ class Book:
         began_s: float | None = None,
     ) -> None:
         self._space, self._folder, self._check_lease = space, folder, check_lease
-        self._suggest_lr, self._weights_of = suggest_lr, weights_of
+        self._configs, self._weights_of = TrialConfigs(space, suggest_lr, weights_of), weights_of
         self._lower = space.metric in LOWER_IS_BETTER
         self._journal = Journal(storage, space.name, "minimize" if self._lower else "maximize")
         self._history, self._costs = History(), Costs(images_per_s, train_slices)
@@ -99,12 +101,12 @@ class Book:
     def _load(self) -> None:
         """Learn what an earlier start of this run has left in the journal."""
         known = [(place, trial) for place, trial in self._journal.trials() if "trial" in trial.user_attrs]
-        for place, trial in sorted(known, key=lambda item: item[1].user_attrs["trial"]):
+        for place, trial in sorted(known, key=lambda item: int(item[1].user_attrs["trial"])):
             attributes = trial.user_attrs
             config = TrialConfig.model_validate(attributes["config"])
             record = _record(attributes, config, trial.state)
             self._trials[record.trial] = Started(record, config, place)
-            self._history.add(_entry(record, self._replayed(config, record), attributes.get("point")))
+            self._history.add(_entry(record, self._configs.replayed(config, record), attributes.get("point")))
             if trial.state == TrialState.COMPLETE:
                 self._learn(record.trial, trial.value, attributes["seconds"], attributes["epochs_trained"])
             elif trial.state.is_finished():
@@ -112,17 +114,6 @@ class Book:
                 self._device_s += attributes.get("seconds", 0.0) * self._budget.devices_per_trial
             if not (self._folder.trial(record.trial) / "trial.json").is_file():
                 self._folder.write_record(record)
-
-    def _replayed(self, config: TrialConfig, record: TrialRecord) -> Configuration | None:
-        """The configuration as this space would have drawn it; None if it could not."""
-        if config.cycle_epochs != self._cycle_epochs() or config.backbone not in self._weights_of:
-            return None
-        values = {name: getattr(config, name) for name in SEARCHED}
-        if self._space.lr_is_factor(values):
-            suggested = self._suggest_lr(self._space.input_config(values))
-            same = record.lr_suggestion is not None and record.lr_suggestion == _rounded(suggested)
-            values["lr"] = record.parameters["lr_factor"] if same else config.lr / suggested
-        return replayed(self._space.draw, values)
 
     def next(self) -> Started | Literal["wait"] | None:
         """The next trial to run: interrupted ones first; None when the run is done."""
@@ -161,13 +152,13 @@ class Book:
 
     def _proposed(self, proposal: Proposal) -> Started:
         drawn = proposal.configuration.drawn
-        config = self._config(drawn, self._space.rungs()[0])
-        return self._start(config, self._named(drawn), proposal.configuration, None, proposal.point)
+        config = self._configs.config(drawn, self._space.rungs()[0])
+        return self._start(config, self._configs.named(drawn), proposal.configuration, None, proposal.point)
 
     def _promoted(self, promotion: Promotion) -> Started:
         """A child of the parent's configuration; from the start if it is to be, or the parent has left nothing."""
         parent = self._trials[promotion.parent.trial]
-        whole = self._cycle_epochs() is not None
+        whole = self._configs.cycle_epochs is not None
         left = self._folder.trial(parent.record.trial) / (STATE if whole else WEIGHTS)
         goes_on = (whole or self._space.promotion.child == "continue") and left.exists()
         before = parent.config.epochs if goes_on else 0
@@ -191,7 +182,7 @@ class Book:
             "epochs": config.epochs,
             "parent": parent,
             "weights": self._weights_of[config.backbone],
-            "lr_suggestion": _rounded(config.lr / factor) if factor else None,
+            "lr_suggestion": rounded(config.lr / factor) if factor else None,
             "point": point,
         }
         place = self._journal.start(config.epochs, self._own_space(), configuration, attributes)
@@ -250,7 +241,7 @@ class Book:
         )
 
     def _cost_s(self, drawn: Drawn, steps: Any) -> float | None:
-        return self._costs.seconds(self._config(drawn, self._space.epochs), steps)
+        return self._costs.seconds(self._configs.config(drawn, self._space.epochs), steps)
 
     def _spent_s(self) -> float:
         return self._driven_s + time.monotonic() - self._start_s
@@ -277,24 +268,6 @@ class Book:
             why_done=self._why_done,
         )
 
-    def _config(self, drawn: Drawn, epochs: int) -> TrialConfig:
-        """The configuration of a trial that was drawn, with its learning rate instead of a factor."""
-        space, lr = self._space, float(drawn["lr"])
-        if space.lr_is_factor(drawn):
-            lr *= self._suggest_lr(space.input_config(drawn))
-        run = {"task": space.task, "seed": space.seed, "metric": space.metric, "cycle_epochs": self._cycle_epochs()}
-        return TrialConfig.model_validate({**drawn, **run, "lr": lr, "epochs": epochs})
-
-    def _cycle_epochs(self) -> int | None:
-        """Of the one cycle that all trials of a chain share; None where each has its own."""
-        whole = self._space.strategy == "promote" and self._space.schedule == "whole"
-        return self._space.epochs if whole else None
-
-    def _named(self, drawn: Drawn) -> dict[str, Any]:
-        """What was drawn, a factor of the learning rate under its own name."""
-        name = "lr_factor" if self._space.lr_is_factor(drawn) else "lr"
-        return {key: value for key, value in drawn.items() if key != "lr"} | {name: drawn["lr"]}
-
     def _own_space(self) -> str:
         return self._space.model_dump_json(include={"parameters"})
 
@@ -310,6 +283,9 @@ def _proposer(space: Space, history: History) -> Proposer:
         allowed=lambda made: space.allows(made.drawn) is None,
         first=space.first_trials,
         grid=space.grid() if space.strategy == "grid" else None,
+        combinations=lambda: islice(
+            allowed(space.parameters, space.constraints, space.task, space.parameters), MOST_LISTED
+        ),
     )
 
 
@@ -319,10 +295,6 @@ def _device_s(space: Space) -> float | None:
 
 def _own_step(config: TrialConfig) -> Step:
     return config.epochs_before, config.epochs
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.9g}")
 
 
 def _record(attributes: dict[str, Any], config: TrialConfig, state: TrialState) -> TrialRecord:

@@ -3,6 +3,7 @@
 In: the values of a space file. Out: domains that draw themselves from an Optuna trial, and list their values.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal, Self
@@ -45,7 +46,9 @@ def as_list(values: Any) -> list[Any]:
 
 
 def same(one: Scalar, other: Scalar) -> bool:
-    """Whether two values are the same: 16 and 16.0 are, 1 and true are not."""
+    """Whether two values are the same: 16 and 16.0 are, 0.3 and the third step of 0.1 are, 1 and true are not."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9)
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 

@@ -6,7 +6,7 @@ In: a space's `draw`, and where its values come from. Out: parameters as the jou
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -57,20 +57,41 @@ class ChosenTrial:
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """One of the choices."""
-        return self._suggest(name, CategoricalDistribution(choices))
+        return self._suggest(name, _choice(*choices))
 
     def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> Any:
         """A number of the range."""
-        return self._suggest(name, FloatDistribution(low, high, step=step, log=log))
+        return self._suggest(name, _float(low, high, step, log))
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> Any:
         """A whole number of the range."""
-        return self._suggest(name, IntDistribution(low, high, step=step, log=log))
+        return self._suggest(name, _int(low, high, step, log))
 
     def _suggest(self, name: str, distribution: BaseDistribution) -> Any:
         value = self.choose(name, distribution)
         self.params[name], self.distributions[name] = value, distribution
         return value
+
+
+@lru_cache(maxsize=None, typed=True)
+def _choice(*choices: Any) -> CategoricalDistribution:
+    """One object for all configurations of a space: thousands are told apart by identity in no time."""
+    return CategoricalDistribution(choices)
+
+
+@cache
+def _float(low: float, high: float, step: float | None, log: bool) -> FloatDistribution:
+    return FloatDistribution(low, high, step=step, log=log)
+
+
+@cache
+def _int(low: int, high: int, step: int, log: bool) -> IntDistribution:
+    return IntDistribution(low, high, step=step, log=log)
+
+
+def alike(one: BaseDistribution | None, other: BaseDistribution) -> bool:
+    """Whether two distributions are the same; Optuna's own comparison is slow."""
+    return one is other or one == other
 
 
 def drawn_by(draw: Draw, choose: Choose) -> Configuration:
@@ -88,27 +109,51 @@ def replayed(draw: Draw, values: Mapping[str, Any]) -> Configuration | None:
     """The configuration that has just these values; None if the space cannot propose it."""
 
     def choose(name: str, distribution: BaseDistribution) -> Any:
-        value = values[parameter_of(name)]
-        if not distribution._contains(distribution.to_internal_repr(value)):
-            raise ValueError(f"{name} = {value!r} is outside {distribution}")
+        if (value := own_value(distribution, values[parameter_of(name)])) is None:
+            raise ValueError(f"{name} = {values[parameter_of(name)]!r} is outside {distribution}")
         return value
 
     try:
         made = drawn_by(draw, choose)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError):
         return None
-    return made if all(values.get(name) == value for name, value in made.drawn.items()) else None
+    return made if has_values(made.drawn, {name: values.get(name) for name in made.drawn}) else None
 
 
-def chosen_by(point: Mapping[str, float], fixed: Mapping[str, Any] | None = None) -> Choose:
-    """Values from a point of the unit cube, a coordinate a parameter; those in `fixed` as they stand there."""
-    known = fixed or {}
+def chosen_by(point: Mapping[str, float], wanted: Mapping[str, Any] | None = None) -> Choose:
+    """Values from a point of the unit cube, a coordinate a parameter; wanted ones wherever they can be had."""
+    known = wanted or {}
 
     def choose(name: str, distribution: BaseDistribution) -> Any:
         parameter = parameter_of(name)
-        return known[parameter] if parameter in known else at_share(distribution, point[parameter])
+        value = own_value(distribution, known[parameter]) if parameter in known else None
+        return at_share(distribution, point[parameter]) if value is None else value
 
     return choose
+
+
+def has_values(drawn: Drawn, wanted: Mapping[str, Any]) -> bool:
+    """Whether these values are among those drawn, numbers to the precision of a step's rounding."""
+    return all(name in drawn and _as_good_as(drawn[name], value) for name, value in wanted.items())
+
+
+def _as_good_as(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(one == other)
+
+
+def own_value(distribution: BaseDistribution, value: Any) -> Any:
+    """A value as the distribution itself would give it: 0 for a configuration's 0.0; None if it has none like it."""
+    try:
+        internal = distribution.to_internal_repr(value)
+    except (ValueError, TypeError):
+        return None
+    if not distribution._contains(internal):
+        return None
+    if isinstance(distribution, FloatDistribution) and distribution.step:
+        return at_share(distribution, share_of(distribution, value))
+    return distribution.to_external_repr(internal)
 
 
 def cells(distribution: BaseDistribution) -> int:
@@ -129,11 +174,13 @@ def at_share(distribution: BaseDistribution, share: float) -> Any:
     assert isinstance(distribution, FloatDistribution | IntDistribution)
     low, high = distribution.low, distribution.high
     if isinstance(distribution, IntDistribution) and distribution.log:
-        return min(math.floor((low - 0.5) * ((high + 0.5) / (low - 0.5)) ** share + 0.5), high)
-    if number := cells(distribution):
+        value: float = math.floor((low - 0.5) * ((high + 0.5) / (low - 0.5)) ** share + 0.5)
+    elif number := cells(distribution):
         assert distribution.step is not None, "of the finite ones only whole numbers on a log scale have none"
-        return low + int(share * number) * distribution.step
-    return low * (high / low) ** share if distribution.log else low + (high - low) * share
+        value = low + int(share * number) * distribution.step
+    else:
+        value = low * (high / low) ** share if distribution.log else low + (high - low) * share
+    return min(max(value, low), high)
 
 
 def share_of(distribution: BaseDistribution, value: Any) -> float:

@@ -3,7 +3,9 @@
 In: trials as they start and end. Out: who stands where at each rung.
 """
 
-from collections.abc import Iterator
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -31,34 +33,55 @@ class History:
 
     entries: dict[str, Entry] = field(default_factory=dict)
     promoted: set[str] = field(default_factory=set)
+    _places: dict[str, int] = field(init=False, default_factory=dict)
+    _rungs: dict[int, dict[str, Entry]] = field(init=False, default_factory=lambda: defaultdict(dict))
+    _finished: dict[int, list[Entry]] = field(init=False, default_factory=lambda: defaultdict(list))
+    _all_finished: list[Entry] = field(init=False, default_factory=list)
 
     def add(self, entry: Entry) -> None:
-        """Know a trial."""
-        self.entries[entry.trial] = entry
+        """Know a trial that runs."""
+        self._places[entry.trial] = len(self.entries)
+        self._keep(entry)
         if entry.parent is not None:
             self.promoted.add(entry.parent)
 
     def end(self, trial: str, loss: float | None) -> Entry:
         """Know how a trial ended; without a loss it failed."""
-        state: State = "failed" if loss is None else "finished"
-        self.entries[trial] = replace(self.entries[trial], state=state, loss=loss)
-        return self.entries[trial]
+        ended = replace(self.entries[trial], state="failed" if loss is None else "finished", loss=loss)
+        self._keep(ended)
+        if loss is not None:
+            insort(self._all_finished, ended, key=self._order)
+            if ended.configuration:
+                insort(self._finished[ended.epochs], ended, key=self._order)
+        return ended
+
+    def _keep(self, entry: Entry) -> None:
+        self.entries[entry.trial] = entry
+        if entry.configuration:
+            self._rungs[entry.epochs][entry.trial] = entry
+
+    def _order(self, entry: Entry) -> tuple[float, int]:
+        return loss_of(entry), self._places[entry.trial]
 
     def count(self, state: State) -> int:
         """How many trials are in a state."""
         return sum(entry.state == state for entry in self.entries.values())
 
+    def rungs(self) -> list[int]:
+        """All rungs that trials of the space have visited, the highest first."""
+        return sorted(self._rungs, reverse=True)
+
     def at(self, epochs: int) -> list[Entry]:
         """The trials of a rung that the space could have proposed, running ones included."""
-        return [entry for entry in self.entries.values() if entry.epochs == epochs and entry.configuration]
+        return list(self._rungs[epochs].values()) if epochs in self._rungs else []
 
-    def finished(self, epochs: int) -> list[Entry]:
+    def finished(self, epochs: int) -> Sequence[Entry]:
         """The finished trials of a rung, the best first; equal ones in the order of their start."""
-        return sorted((entry for entry in self.at(epochs) if entry.loss is not None), key=loss_of)
+        return self._finished.get(epochs, ())
 
-    def all_finished(self) -> list[Entry]:
-        """Every trial that has a loss, at whichever rung, of this space or an earlier one."""
-        return [entry for entry in self.entries.values() if entry.loss is not None]
+    def all_finished(self) -> Sequence[Entry]:
+        """Every trial that has a loss, the best first, at whichever rung, of this space or an earlier one."""
+        return self._all_finished
 
     def running(self, epochs: int) -> list[Entry]:
         """The trials of a rung that have not ended."""

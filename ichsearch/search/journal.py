@@ -63,9 +63,15 @@ class Journal:
         self._studies[place.study].tell(place.number, score)
 
     def fail(self, place: Place, reason: str, attributes: dict[str, Any]) -> None:
-        """Append that a configuration cannot be run."""
+        """Append that a configuration cannot be run: a violated constraint, which samplers steer away from.
+
+        The state is PRUNED because a failed trial has no value, and FAIL would be ignored by the sampler.
+        """
         self._note(place, {"reason": reason, **attributes})
-        tell_impossible(self._studies[place.study], place.number)
+        study = self._studies[place.study]
+        if RUNS not in self._storage.get_trial(self._id(place)).constraints:  # a dead driver came no further
+            optuna.Trial(study, self._id(place)).set_constraint(RUNS, 1.0)
+        study.tell(place.number, state=TrialState.PRUNED)
 
     def spent(self, seconds: float | None = None) -> float:
         """How long the run has been driven in all, in seconds; noted if it is given."""
@@ -77,9 +83,12 @@ class Journal:
         return float(first.user_attrs.get("driven_s", 0.0))
 
     def _note(self, place: Place, attributes: dict[str, Any]) -> None:
-        trial_id = self._studies[place.study].get_trials(deepcopy=False)[place.number]._trial_id
         for key, value in attributes.items():
-            self._storage.set_trial_user_attr(trial_id, key, value)
+            self._storage.set_trial_user_attr(self._id(place), key, value)
+
+    def _id(self, place: Place) -> int:
+        study_id = self._studies[place.study]._study_id
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, place.number)
 
     def _study(self, epochs: int, space: str) -> optuna.Study:
         """The study of a rung for these parameters: the axes of a study cannot change."""
@@ -87,12 +96,20 @@ class Journal:
             if study.user_attrs.get("epochs") == epochs and study.user_attrs.get(SPACE) == space:
                 return study
         plain = f"{self._run} · {epochs} epoch{'s' * (epochs != 1)}"
-        name = plain if plain not in self._studies else f"{plain} · space {len(self._studies) + 1}"
-        study = optuna.create_study(study_name=name, storage=self._storage, direction=self._direction)
+        study = self._begun(plain) or self._created(plain)
         study.set_user_attr("epochs", epochs)
         study.set_user_attr(SPACE, space)
-        self._studies[name] = study
+        self._studies[study.study_name] = study
         return study
+
+    def _begun(self, name: str) -> optuna.Study | None:
+        """The study of this name that a dead driver had begun, but not said for what."""
+        found = self._studies.items()
+        return next((study for known, study in found if known.startswith(name) and SPACE not in study.user_attrs), None)
+
+    def _created(self, name: str) -> optuna.Study:
+        free = name if name not in self._studies else f"{name} · space {len(self._studies) + 1}"
+        return optuna.create_study(study_name=free, storage=self._storage, direction=self._direction)
 
 
 def open_storage(path: Path) -> JournalStorage:
@@ -111,13 +128,3 @@ def open_storage(path: Path) -> JournalStorage:
                 file.truncate(whole)
             sync(path)
     return JournalStorage(JournalFileBackend(str(path)))
-
-
-def tell_impossible(study: optuna.Study, number: int) -> None:
-    """Tell a violated constraint, which samplers steer away from.
-
-    The state is PRUNED because a failed trial has no value, and FAIL would be ignored by the sampler.
-    """
-    trial = optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
-    trial.set_constraint(RUNS, 1.0)
-    study.tell(number, state=TrialState.PRUNED)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ichsearch.search.history import History, loss_of
+from ichsearch.search.history import History
 from ichsearch.search.promotion import promotable
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.sections import Keep
@@ -23,19 +23,20 @@ class Keeper:
 
     def sweep(self, history: History, left: float) -> None:
         """Remove the weights and states that are not worth their room, when `left` more trials may come."""
-        finished = [entry.trial for entry in sorted(history.all_finished(), key=loss_of)]
+        finished = [entry.trial for entry in history.all_finished()]
         for trial in finished:
             if trial not in self._bytes:
                 self._bytes[trial] = sum(path.stat().st_size for path in _files(self._folder.trial(trial)))
+        best = finished[: self._keep.best]
         in_use = {entry.parent for entry in history.entries.values() if entry.state == "running" and entry.parent}
         hopeful = promotable(history, self._rungs, self._eta, left)
-        for trial in set(finished) - {*finished[: self._keep.best], *hopeful, *in_use}:
+        for trial in set(finished) - {*best, *hopeful, *in_use}:
             self._remove(trial)
         if self._keep.disk_gb is not None:
             due = {trial for trial, before in hopeful.items() if before < 1 / self._eta}
-            spare = [*sorted(hopeful, key=lambda trial: -hopeful[trial]), *reversed(finished)]
-            fixed = {*finished[:1], *due, *in_use}
-            self._make_room([trial for trial in spare if trial not in fixed], self._keep.disk_gb * 1e9)
+            least_first = [*sorted(hopeful.keys() - set(best), key=lambda trial: -hopeful[trial]), *reversed(best)]
+            fixed = {*best[:1], *due, *in_use}
+            self._make_room([trial for trial in least_first if trial not in fixed], self._keep.disk_gb * 1e9)
 
     def _make_room(self, spare: list[str], most_bytes: float) -> None:
         """Bring what is kept below the cap, from the least promising on."""

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ class Lease:
 
     def check(self) -> None:
         """Raises `AlreadyRunningError` if another driver has taken the folder, while this one was thought dead."""
-        if self._lost:
+        if self._is_lost():
             raise AlreadyRunningError(
                 f"another driver took {self._path.parent} while this one did not answer; it goes on there, so stop here"
             )
@@ -45,31 +45,37 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Stop beating; the folder is free at once."""
+        """Stop beating; the folder is free at once.
+
+        The lease stays in the folder, so that a driver that was thought dead finds out whenever it wakes.
+        """
         self._ended.set()
         self._thread.join()
-        if not self._lost:
-            self._path.unlink(missing_ok=True)
+        if not self._is_lost():
+            with suppress(OSError):  # it lapses, too
+                self._write(released=True)
 
     def is_ours(self) -> bool:
-        """Whether the folder's lease is this driver's."""
-        found = read_lease(self._path)
-        return found is None or found.get("token") == self._token
+        """Whether the folder's lease is this driver's; a damaged one was, as long as nobody has taken it."""
+        found = read_lease(self._path) or {}
+        return bool(found.get("token", self._token) == self._token)
+
+    def _is_lost(self) -> bool:
+        with suppress(OSError):  # a disk that is away says nothing
+            self._lost = self._lost or not self.is_ours()
+        return self._lost
 
     def _beat_on(self) -> None:
-        while not self._ended.wait(self._beat_s):
-            try:
-                if not self.is_ours():
-                    self._lost = True
-                    return
+        while not self._ended.wait(self._beat_s) and not self._is_lost():
+            with suppress(OSError):  # full or away: the next beat tries again
                 self._write()
-            except OSError:
-                continue  # a disk that is full or away for a moment: the next beat tries again
 
-    def _write(self) -> None:
+    def _write(self, *, released: bool = False) -> None:
         self._beats += 1
-        content = {"host": host_name(), "process": os.getpid(), "token": self._token, "beat": self._beats}
-        write_bytes(self._path, json.dumps(content).encode(), durable=False)
+        holder = {"host": host_name(), "process": os.getpid(), "token": self._token}
+        write_bytes(
+            self._path, json.dumps({**holder, "beat": self._beats, "released": released}).encode(), durable=False
+        )
 
 
 def host_name() -> str:
@@ -79,12 +85,14 @@ def host_name() -> str:
 
 
 def read_lease(path: Path) -> dict[str, Any] | None:
-    """What a lease file says; None if there is none, or it is damaged."""
+    """What a lease file says: nothing if it is damaged, as by a power failure; None if there is none."""
     try:
-        content: dict[str, Any] = read_json(path)
-    except (FileNotFoundError, DataError):
+        content = read_json(path)
+    except FileNotFoundError:
         return None
-    return content
+    except DataError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager
@@ -117,13 +125,14 @@ def lease(root: Path, *, beat_s: float = BEAT_S, lapse_s: float = LAPSE_S) -> It
 def _wait_until_free(path: Path, lapse_s: float) -> bool:
     """Wait until the lease of another host has lapsed; whether there was one."""
     found = read_lease(path)
-    if found is None or found.get("host") == host_name():  # on this host the lock has shown that its driver is dead
+    # on this host the lock has shown that its driver is dead
+    if found is None or found.get("released") or found.get("host") == host_name():
         return False
     until_s = time.monotonic() + lapse_s
     while time.monotonic() < until_s:
         time.sleep(min(1.0, lapse_s / 10))
         if (now := read_lease(path)) != found:
-            if now is None:
+            if now is None or now.get("released"):
                 return False
             raise _held(path.parent, now)
     return True

@@ -1,16 +1,18 @@
 """Which configurations are the same, or as good as the same, as one that was tried.
 
-In: configurations. Out: whether a new one lies beside an old one.
+In: configurations. Out: whether a new one lies beside an old one, or is one.
 """
 
 from collections import defaultdict
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from optuna.distributions import CategoricalDistribution
 
 from ichsearch.search.drawing import Configuration, cells
 
+Kind = tuple[object, ...]
 FEW: Final = 10
 """So many values of a number are tried one by one, like choices."""
 
@@ -23,25 +25,34 @@ class Neighbourhood:
     """
 
     def __init__(self) -> None:
-        self._tried: dict[tuple[object, ...], list[list[float]]] = defaultdict(list)
+        self._same: set[frozenset[tuple[str, Any]]] = set()
+        self._tried: dict[Kind, list[list[float]]] = defaultdict(list)
+        self._arrays: dict[Kind, npt.NDArray[np.float64]] = {}
 
     def add(self, made: Configuration) -> None:
         """Know a configuration."""
         kind, numbers = _parts(made)
+        self._same.add(frozenset(made.drawn.items()))
         self._tried[kind].append(numbers)
+        self._arrays.pop(kind, None)
 
     def has(self, made: Configuration) -> bool:
+        """Whether just this configuration was tried."""
+        return frozenset(made.drawn.items()) in self._same
+
+    def is_near(self, made: Configuration) -> bool:
         """Whether one with the same choices has all its numbers near those of `made`."""
         kind, numbers = _parts(made)
         if kind not in self._tried:
             return False
-        tried = self._tried[kind]
+        if kind not in self._arrays:
+            self._arrays[kind] = np.asarray(self._tried[kind])
+        tried = self._arrays[kind]
         radius = 0.5 * len(tried) ** (-1 / len(numbers)) if numbers else 0.0
-        apart = np.abs(np.asarray(tried) - np.asarray(numbers))
-        return bool((apart <= radius).all(axis=1).any())
+        return bool((np.abs(tried - np.asarray(numbers)) <= radius).all(axis=1).any())
 
 
-def _parts(made: Configuration) -> tuple[tuple[object, ...], list[float]]:
+def _parts(made: Configuration) -> tuple[Kind, list[float]]:
     """The choices with the names of all parameters, and the numbers as shares of their ranges.
 
     Numbers of which there are few are choices: two of them are never near.
@@ -51,7 +62,7 @@ def _parts(made: Configuration) -> tuple[tuple[object, ...], list[float]]:
     for name in sorted(made.params):
         distribution = made.distributions[name]
         if isinstance(distribution, CategoricalDistribution) or 0 < cells(distribution) <= FEW:
-            kind.append((name, repr(made.params[name])))
+            kind.append((name, made.params[name]))
         else:
             kind.append(name)
             numbers.append(made.shares[name])

@@ -6,7 +6,7 @@ exists only under a condition, configurations without it say nothing about it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from scipy.special import ndtr, ndtri
 
-from ichsearch.search.drawing import Configuration, Draw, at_share, cells, drawn_by
+from ichsearch.search.drawing import Configuration, Draw, alike, at_share, cells, drawn_by
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -26,10 +26,10 @@ WIDEST: Final = 0.2
 """Bandwidth of a single point as a share of a range; more points narrow it by Scott's rule."""
 
 
-def propose_better(
+def better_ones(
     draw: Draw, ranked: Sequence[Configuration], others: Sequence[Configuration], random: np.random.Generator
-) -> Configuration:
-    """A configuration that is likely among the good ones.
+) -> Iterator[Configuration]:
+    """Configurations that are likely among the good ones, without end.
 
     Args:
         draw: the space's.
@@ -39,8 +39,9 @@ def propose_better(
     """
     number_good = min(math.ceil(GOOD_SHARE * len(ranked)), MOST_GOOD)
     good, bad = Mixture(ranked[:number_good]), Mixture([*ranked[number_good:], *others])
-    candidates = [good.draw(draw, random) for _ in range(CANDIDATES)]
-    return candidates[int(np.argmax(good.log_densities(candidates) - bad.log_densities(candidates)))]
+    while True:
+        candidates = [good.draw(draw, random) for _ in range(CANDIDATES)]
+        yield candidates[int(np.argmax(good.log_densities(candidates) - bad.log_densities(candidates)))]
 
 
 class Mixture:
@@ -48,6 +49,7 @@ class Mixture:
 
     def __init__(self, centres: Sequence[Configuration]) -> None:
         self._centres = centres
+        self._known_shares: dict[str, tuple[BaseDistribution, FloatArray]] = {}
         axes = max((len(centre.params) for centre in centres), default=1)
         count = max(len(centres), 1)
         self._width = max(WIDEST * count ** (-1 / (axes + 4)), 1 / min(100, count + 2))
@@ -58,7 +60,7 @@ class Mixture:
         centre = self._centres[kernel] if kernel < len(self._centres) else None
 
         def choose(name: str, distribution: BaseDistribution) -> Any:
-            if centre is None or centre.distributions.get(name) != distribution:
+            if centre is None or not alike(centre.distributions.get(name), distribution):
                 return at_share(distribution, random.random())
             if isinstance(distribution, CategoricalDistribution):
                 if random.random() < self._same(distribution):
@@ -82,10 +84,7 @@ class Mixture:
 
     def _log_kernels(self, name: str, distribution: BaseDistribution, shares: FloatArray) -> FloatArray:
         """How likely each centre makes each share, against a flat density, (M, N); 0 where a centre knows nothing."""
-        same_kind = [centre.distributions.get(name) == distribution for centre in self._centres]
-        centres = np.array(
-            [centre.shares[name] if same else np.nan for centre, same in zip(self._centres, same_kind, strict=True)]
-        )
+        centres = self._shares(name, distribution)
         if isinstance(distribution, CategoricalDistribution):
             same, number = self._same(distribution), len(distribution.choices)
             other = (1 - same) / number
@@ -95,6 +94,14 @@ class Mixture:
             kernels = -0.5 * ((shares[:, None] - centres) / self._width) ** 2
             kernels -= np.log(self._width * math.sqrt(2 * math.pi) * mass)
         return np.where(np.isnan(centres), 0.0, kernels)
+
+    def _shares(self, name: str, distribution: BaseDistribution) -> FloatArray:
+        """Where the centres' values lie, (N,); NaN of one that has none."""
+        if name not in self._known_shares or not alike(self._known_shares[name][0], distribution):
+            own = [alike(centre.distributions.get(name), distribution) for centre in self._centres]
+            shares = [c.shares[name] if is_own else np.nan for c, is_own in zip(self._centres, own, strict=True)]
+            self._known_shares[name] = distribution, np.array(shares)
+        return self._known_shares[name][1]
 
     def _same(self, distribution: CategoricalDistribution) -> float:
         """How surely a kernel keeps its centre's choice; else it takes any."""

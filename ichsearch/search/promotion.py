@@ -46,26 +46,34 @@ def leader(history: History, rungs: Sequence[int]) -> Entry | None:
 
 
 def missing_steps(history: History, rungs: Sequence[int]) -> int:
-    """How many promotions are missing until someone is at the top; 0 once a trial of full length runs or finished."""
+    """How many promotions are missing until someone is at the top; 0 once a trial of full length runs or finished.
+
+    A trial whose child failed climbs no more.
+    """
     for missing, epochs in enumerate(reversed(rungs)):
-        if any(entry.state != "failed" for entry in history.at(epochs)):
+        alive = (entry for entry in history.at(epochs) if entry.state != "failed")
+        if any(missing == 0 or entry.trial not in history.promoted for entry in alive):
             return missing
     return len(rungs)
 
 
 def promotable(history: History, rungs: Sequence[int], eta: int, left: float) -> dict[str, float]:
-    """The trials that could yet be promoted if `left` more ended at their rung, all worse; and who is before them.
+    """The trials that could yet be promoted if all that run, and `left` more, ended at their rung and were worse.
 
-    Of each the share of its rung that did better: below 1/eta its promotion is due.
+    Of each the share of its rung that did better: below 1/eta its promotion is due. The best of those that were not
+    promoted are among them: the last trials of a budget are theirs.
     """
     found: dict[str, float] = {}
+    last = min(left, len(rungs) - 1)
     for epochs in rungs[:-1]:
-        finished = history.finished(epochs)
-        ended = sum(entry.state != "running" for entry in history.at(epochs))
-        places = max(1, (ended + left) // eta)
-        for place, entry in enumerate(finished):
-            if place < places and entry.trial not in history.promoted:
-                found[entry.trial] = place / ended
+        here = history.at(epochs)
+        ended = sum(entry.state != "running" for entry in here)
+        waiting = 0
+        for place, entry in enumerate(history.finished(epochs)):
+            if entry.trial not in history.promoted:
+                if (place + 1) * eta <= len(here) + left or waiting < last:
+                    found[entry.trial] = place / ended
+                waiting += 1
     return found
 
 

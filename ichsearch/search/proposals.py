@@ -7,22 +7,23 @@ scrambled Sobol sequence instead of independent ones.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from itertools import islice
+from typing import Final, Literal
 
 import numpy as np
 from scipy.stats import qmc
 
-from ichsearch.search.drawing import Configuration, Draw, chosen_by, drawn_by
+from ichsearch.search.drawing import Configuration, Draw, Drawn, chosen_by, drawn_by, has_values
 from ichsearch.search.history import History, known
 from ichsearch.search.near import Neighbourhood
-from ichsearch.search.parzen import propose_better
+from ichsearch.search.parzen import FloatArray, better_ones
 
 Sampler = Literal["tpe", "random", "qmc"]
 FEWEST_RESULTS: Final = 10
 """The model of a rung needs this many finished trials: Optuna's own number of start-up trials."""
 MODEL_ATTEMPTS: Final = 10
-SPREAD_ATTEMPTS: Final = 200
-"""If so many evenly spread points give nothing new, the space is as good as exhausted."""
+SPREAD_ATTEMPTS: Final = 256
+"""So many points are looked at for one away from all that was tried."""
 
 
 @dataclass(frozen=True)
@@ -46,73 +47,89 @@ class Proposer:
         seed: int,
         random_share: float,
         allowed: Callable[[Configuration], bool] = lambda configuration: True,
-        first: Sequence[dict[str, Any]] = (),
-        grid: Iterable[dict[str, Any]] | None = None,
+        first: Sequence[Drawn] = (),
+        grid: Iterable[Drawn] | None = None,
+        combinations: Callable[[], Iterable[Drawn]] = tuple,
     ) -> None:
         self._draw, self._names, self._history = draw, list(names), history
         self._sampler, self._seed, self._random_share = sampler, seed, random_share
-        self._allowed, self._first = allowed, list(first)
-        self._grid = None if grid is None else list(grid)
-        self._known, self._seen = Neighbourhood(), 0
+        self._allowed, self._combinations = allowed, combinations
+        self._is_grid = grid is not None
+        self._listed = self._completed(first if grid is None else grid)
+        self._next_listed = next(self._listed, None)
+        self._tried, self._seen = Neighbourhood(), 0
 
     def propose(self, number: int) -> Proposal | None:
         """The configuration of trial `number`; None when everything that the space can propose has been tried."""
-        if self._grid is not None:
-            return self._listed(self._grid)
-        if self._first and (listed := self._listed(self._first)) is not None:
-            return listed
+        self._look()
+        while self._next_listed is not None and self._tried.has(self._next_listed):
+            self._next_listed = next(self._listed, None)
+        if self._next_listed is not None:
+            return Proposal(self._next_listed, None)
+        return None if self._is_grid else self._sampled(number) or self._left_over(number)
+
+    def _look(self) -> None:
+        """Know what has started since."""
+        for entry in islice(self._history.entries.values(), self._seen, None):
+            if entry.configuration is not None:
+                self._tried.add(entry.configuration)
+        self._seen = len(self._history.entries)
+
+    def _sampled(self, number: int) -> Proposal | None:
         random = np.random.default_rng([self._seed, number])
         if self._sampler == "tpe" and random.random() >= self._random_share and (ranked := self._ranked()):
-            for _ in range(MODEL_ATTEMPTS):
-                if self._is_new(made := propose_better(self._draw, *ranked, random)):
+            for made in islice(better_ones(self._draw, *ranked, random), MODEL_ATTEMPTS):
+                if self._allowed(made) and not self._tried.is_near(made):
                     return Proposal(made, None)
-        return self._independent(random) if self._sampler == "random" else self._spread()
+        if self._sampler == "random":
+            return self._spread((None, point) for point in random.random((SPREAD_ATTEMPTS, len(self._names))))
+        start = max((entry.point + 1 for entry in self._history.roots() if entry.point is not None), default=0)
+        return self._spread(enumerate(self._points(start), start=start))
 
-    def _listed(self, wanted: Sequence[dict[str, Any]]) -> Proposal | None:
-        """The first configuration of a list that was not tried; what it leaves open comes from a spread point."""
+    def _spread(self, points: Iterable[tuple[int | None, FloatArray]]) -> Proposal | None:
+        """A point away from all that was tried; in a space that is full of these, one that is none of them."""
+        beside: Proposal | None = None
+        for place, point in points:
+            made = drawn_by(self._draw, chosen_by(self._named(point)))
+            if not self._allowed(made):
+                continue
+            if not self._tried.is_near(made):
+                return Proposal(made, place)
+            if beside is None and not self._tried.has(made):
+                beside = Proposal(made, place)
+        return beside
+
+    def _left_over(self, number: int) -> Proposal | None:
+        """What points miss in a space of which little is left, or little is allowed."""
+        completed = self._completed(self._combinations(), number)
+        return next((Proposal(made, None) for made in completed if not self._tried.has(made)), None)
+
+    def _completed(self, wanted: Iterable[Drawn], first_point: int = 0) -> Iterator[Configuration]:
+        """Configurations of which some values are given; what these leave open comes from the points, in turn."""
+        points = [self._named(point) for point in self._points(first_point)]
         for place, values in enumerate(wanted):
-            point = next(self._points(place))
-            made = drawn_by(self._draw, chosen_by(dict(zip(self._names, point, strict=True)), values))
-            if self._is_new(made):
-                return Proposal(made, None)
-        return None
+            turned = (points[(place + index) % len(points)] for index in range(len(points)))
+            candidates = (drawn_by(self._draw, chosen_by(point, values)) for point in turned)
+            yield from islice(
+                (made for made in candidates if has_values(made.drawn, values) and self._allowed(made)), 1
+            )
+
+    def _points(self, first: int) -> FloatArray:
+        """Points of a scrambled Sobol sequence, (points, parameters) in [0, 1)."""
+        sequence = qmc.Sobol(len(self._names), rng=np.random.default_rng(self._seed))
+        if first:
+            sequence.fast_forward(first)
+        points: FloatArray = sequence.random(SPREAD_ATTEMPTS)
+        return points
+
+    def _named(self, point: FloatArray) -> dict[str, float]:
+        return dict(zip(self._names, point.tolist(), strict=True))
 
     def _ranked(self) -> tuple[list[Configuration], list[Configuration]] | None:
         """Of the highest rung with enough results: configurations, best first, and those without hope."""
-        for epochs in sorted({entry.epochs for entry in self._history.entries.values()}, reverse=True):
+        for epochs in self._history.rungs():
             finished = self._history.finished(epochs)
             if len(finished) >= FEWEST_RESULTS:
                 others = [*self._history.failed(), *self._history.running(epochs)]
                 return [known(entry) for entry in finished], [known(entry) for entry in others]
         return None
-
-    def _spread(self) -> Proposal | None:
-        start = max((entry.point + 1 for entry in self._history.roots() if entry.point is not None), default=0)
-        for place, point in enumerate(self._points(start), start=start):
-            made = drawn_by(self._draw, chosen_by(dict(zip(self._names, point, strict=True))))
-            if self._is_new(made):
-                return Proposal(made, place)
-        return None
-
-    def _points(self, first: int) -> Iterator[list[float]]:
-        """Points of a scrambled Sobol sequence, (parameters,) in [0, 1)."""
-        sequence = qmc.Sobol(len(self._names), rng=np.random.default_rng(self._seed))
-        if first:
-            sequence.fast_forward(first)
-        for _ in range(SPREAD_ATTEMPTS):
-            yield sequence.random(1)[0].tolist()
-
-    def _independent(self, random: np.random.Generator) -> Proposal | None:
-        for _ in range(SPREAD_ATTEMPTS):
-            point = dict(zip(self._names, random.random(len(self._names)).tolist(), strict=True))
-            if self._is_new(made := drawn_by(self._draw, chosen_by(point))):
-                return Proposal(made, None)
-        return None
-
-    def _is_new(self, made: Configuration) -> bool:
-        entries = list(self._history.entries.values())
-        for entry in entries[self._seen :]:
-            if entry.configuration is not None:
-                self._known.add(entry.configuration)
-        self._seen = len(entries)
-        return self._allowed(made) and not self._known.has(made)
