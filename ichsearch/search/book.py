@@ -26,9 +26,11 @@ from ichsearch.search.trial_configs import TrialConfigs, rounded
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.lineage import STATE, WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER, better
-from ichsearch.train.trial import TrialResult
+from ichsearch.train.trial import TrialResult, read_result
 
 FAILED: Final = "failed"
+ABANDONED: Final = "abandoned"
+"""How the reason of a trial begins that says nothing about its configuration."""
 WAIT: Final = "wait"
 """Nothing to hand out until a running trial has ended."""
 REASONS: Final = {
@@ -85,7 +87,7 @@ class Book:
         self._configs, self._weights_of = TrialConfigs(space, suggest_lr, weights_of), weights_of
         self._lower = space.metric in LOWER_IS_BETTER
         self._journal = Journal(storage, space.name, "minimize" if self._lower else "maximize")
-        self._history, self._costs = History(), Costs(images_per_s, train_slices)
+        self._history, self._costs = History(space.rungs()), Costs(images_per_s, train_slices)
         self._budget = Budget(space.trials, space.time_s, _device_s(space), devices_per_trial)
         eta = space.promotion.eta
         self._keeper = Keeper(folder, space.keep, space.rungs(), eta)
@@ -95,6 +97,7 @@ class Book:
         self._device_s, self._driven_s, self._why_done = 0.0, 0.0, ""
         self._best: tuple[str, float] | None = None
         self._load()
+        self._driven_s = max(self._driven_s, self._journal.driven_s())
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
         self._start_s = time.monotonic() if began_s is None else began_s
         self._keeper.sweep(self._history, self._left().trials)
@@ -104,12 +107,14 @@ class Book:
         known = [(place, trial) for place, trial in self._journal.trials() if "trial" in trial.user_attrs]
         for place, trial in sorted(known, key=lambda item: int(item[1].user_attrs["trial"])):
             attributes = trial.user_attrs
-            outcome = attributes.get(OUTCOME, {"driven_s": 0.0})
+            outcome = attributes.get(OUTCOME, attributes)
             self._driven_s = max(self._driven_s, outcome["driven_s"])
             config = TrialConfig.model_validate(attributes["config"])
             record = _record(attributes, config, trial.state)
             self._trials[record.trial] = Started(record, config, place)
-            self._history.add(_entry(record, self._configs.replayed(config, record), attributes.get("point")))
+            tells = not record.reason.startswith(ABANDONED)
+            configuration = self._configs.replayed(config, record) if tells else None
+            self._history.add(_entry(record, configuration, attributes.get("point")))
             if trial.state == TrialState.COMPLETE:
                 self._learn(record.trial, trial.value, outcome["seconds"], outcome["epochs_trained"])
             elif trial.state.is_finished():
@@ -147,7 +152,10 @@ class Book:
             self.tell_failed(started, known.reason)
             return None
         if started.config.backbone not in self._weights_of:
-            self.tell_failed(started, "abandoned: the extended space lacks its backbone")
+            if (result := read_result(self._folder.trial(name))) is not None:
+                self.tell_finished(started, result)
+            else:
+                self.tell_failed(started, f"{ABANDONED}: the extended space lacks its backbone")
             return None
         self._folder.write_record(started.record)
         self._since_s[name] = time.monotonic()
@@ -189,6 +197,7 @@ class Book:
             "weights": self._weights_of[config.backbone],
             "lr_suggestion": rounded(config.lr / factor) if factor else None,
             "point": point,
+            **self._driven(),
         }
         place = self._journal.start(config.epochs, self._own_space(), configuration, attributes)
         record = _record(attributes, config, TrialState.RUNNING)
@@ -249,6 +258,11 @@ class Book:
         if not self._children_go_on():
             steps = [(0, epochs) for _, epochs in steps]
         return self._costs.seconds(self._configs.config(drawn, self._space.epochs), steps)
+
+    def keep_time(self) -> None:
+        """Note how long the run has been driven; called about once a minute, since a driver may be killed."""
+        self._check_lease()
+        self._journal.note_driven(self._spent_s())
 
     def _driven(self) -> dict[str, float]:
         """How long the run has been driven, for the journal: the next start counts on from there."""

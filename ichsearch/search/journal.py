@@ -20,6 +20,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 RUNS: Final = "runs"
 """The constraint that a configuration violates if it cannot be run."""
 SPACE: Final = "space"
+DRIVEN: Final = "driven_s"
 OUTCOME: Final = "outcome"
 """What is known of a trial that has ended, in one attribute: an append to the journal waits for the disk."""
 
@@ -74,6 +75,15 @@ class Journal:
         if RUNS not in self._storage.get_trial(self._id(place)).constraints:  # a dead driver came no further
             optuna.Trial(study, self._id(place)).set_constraint(RUNS, 1.0)
         study.tell(place.number, state=TrialState.PRUNED)
+
+    def note_driven(self, seconds: float) -> None:
+        """Append how long the run has been driven in all."""
+        if (first := next(iter(self._studies.values()), None)) is not None:
+            first.set_user_attr(DRIVEN, round(seconds, 3))
+
+    def driven_s(self) -> float:
+        """What was noted last, in seconds."""
+        return max((study.user_attrs.get(DRIVEN, 0.0) for study in self._studies.values()), default=0.0)
 
     def _id(self, place: Place) -> int:
         study_id = self._studies[place.study]._study_id

@@ -30,7 +30,9 @@ class Neighbourhood:
         self._arrays: dict[Kind, npt.NDArray[np.float64]] = {}
 
     def add(self, made: Configuration) -> None:
-        """Know a configuration."""
+        """Know a configuration; it counts once, however many rungs it has visited."""
+        if self.has(made):
+            return
         kind, numbers = _parts(made)
         self._same.add(frozenset(made.drawn.items()))
         self._tried[kind].append(numbers)

@@ -72,8 +72,8 @@ class Proposer:
     def _look(self) -> None:
         """Know what has started since."""
         for entry in islice(self._history.entries.values(), self._seen, None):
-            if entry.configuration is not None:
-                self._tried.add(entry.configuration)
+            if self._history.rung_of(entry) is not None:
+                self._tried.add(known(entry))
         self._seen = len(self._history.entries)
 
     def _sampled(self, number: int) -> Proposal | None:
@@ -151,7 +151,7 @@ class Proposer:
 
     def _ranked(self) -> tuple[list[Configuration], list[Configuration]] | None:
         """Of the highest rung with enough results: configurations, best first, and those without hope."""
-        for epochs in self._history.rungs():
+        for epochs in self._history.visited():
             finished = self._history.finished(epochs)
             ended = sum(entry.state != "running" for entry in self._history.at(epochs))
             if finished and ended >= FEWEST_RESULTS:
