@@ -13,6 +13,7 @@ from ichsearch.cli_events import RunPrinter, next_command
 from ichsearch.errors import NoTrialFinishedError
 from ichsearch.search import console, events
 from ichsearch.search.book import Standing, Started
+from ichsearch.search.journal import Place
 from ichsearch.search.run_folder import TrialRecord
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.trial import TrialResult
@@ -37,7 +38,7 @@ def trial(parent: str | None = None) -> Started:
         epochs=4,
         parent=parent,
     )
-    return Started(record, config, "study", 7)
+    return Started(record, config, Place("study", 7))
 
 
 def test_a_trial_says_what_it_tries_and_a_promoted_one_where_it_comes_from() -> None:
