@@ -9,7 +9,7 @@ from books import PARAMETERS, make_space, next_of, open_book, plain_space, resul
 
 from ichsearch.search import book as book_module
 from ichsearch.search.book import WAIT, Book, Started
-from ichsearch.search.budget import Budget, Costs, Left, limits
+from ichsearch.search.budget import Costs, Left
 from ichsearch.search.drawing import Configuration
 from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
@@ -77,11 +77,6 @@ def test_a_trial_fits_if_all_its_time_is_left(
 ) -> None:
     left = Left(9, time_s, device_s, devices, seconds=lambda configuration, steps: cost_s)
     assert left.has(ONE, [(0, 1)]) == fits
-
-
-def test_a_budget_in_words() -> None:
-    assert list(limits(Budget(12, 90.0, 5400.0, 1.0))) == ["12 trials", "90 s", "1.5 device hours"]
-    assert list(limits(Budget(None, None, None, 1.0))) == []
 
 
 class Clock:

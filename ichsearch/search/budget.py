@@ -4,7 +4,7 @@ In: a space's budget, what trials took. Out: estimates, and whether something st
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -77,13 +77,3 @@ class Left:
         """Whether trials of these epochs fit into the time that is left; one of unknown cost is tried."""
         cost_s = self.seconds(configuration, steps) or 0.0
         return 0 < self.time_s >= cost_s and 0 < self.device_s >= cost_s * self.devices_per_trial
-
-
-def limits(budget: Budget) -> Iterator[str]:
-    """The budget in words, a part a limit."""
-    if budget.trials is not None:
-        yield f"{budget.trials} trials"
-    if budget.time_s is not None:
-        yield f"{budget.time_s:g} s"
-    if budget.device_s is not None:
-        yield f"{budget.device_s / 3600:g} device hours"
