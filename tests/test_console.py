@@ -56,10 +56,10 @@ def test_an_end_says_how_good_how_far_and_how_long() -> None:
         "trial 0007 finished  auroc_any 0.873 (epoch 3 of 4) in 1 min, 812 images/s · best 0.901 (trial 0003) · "
         "8 of 20 · about 5 min to go · 7 h 00 min of time left · 22 device hours left"
     )
-    nothing_known = replace(STANDING, best=None, trials=None, time_s=None, device_limit_s=None, eta_s=None)
+    nothing_known = replace(STANDING, best=None, time_s=None, device_limit_s=None, eta_s=None)
     assert (
         console.ended_line(trial(), None, "diverged", nothing_known, "auroc_any")
-        == "trial 0007 failed    diverged · 8 trials"
+        == "trial 0007 failed    diverged · 8 of 20"
     )
 
 
