@@ -68,7 +68,7 @@ class RunPrinter:
 def next_command(command: Sequence[str], standing: Standing) -> str:
     """The command that goes on with a run whose trials or budget are used up, with twice as much."""
     kept = join(_without(command, {"--extend", "--json"}, {*BUDGETS}))
-    if standing.trials and standing.finished + standing.failed >= standing.trials:
+    if standing.finished + standing.failed >= standing.trials:
         return f"{kept} --extend --trials {2 * standing.trials}"
     if standing.time_s is not None and standing.spent_s + (standing.eta_s or 0.0) >= standing.time_s:
         return f"{kept} --extend --time {2 * standing.time_s:.0f}s"

@@ -13,6 +13,7 @@ from ichsearch.cli_events import RunPrinter, next_command
 from ichsearch.errors import NoTrialFinishedError
 from ichsearch.search import console, events
 from ichsearch.search.book import Standing, Started
+from ichsearch.search.journal import Place
 from ichsearch.search.run_folder import TrialRecord
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.trial import TrialResult
@@ -37,7 +38,7 @@ def trial(parent: str | None = None) -> Started:
         epochs=4,
         parent=parent,
     )
-    return Started(record, config, "study", 7)
+    return Started(record, config, Place("study", 7))
 
 
 def test_a_trial_says_what_it_tries_and_a_promoted_one_where_it_comes_from() -> None:
@@ -55,10 +56,10 @@ def test_an_end_says_how_good_how_far_and_how_long() -> None:
         "trial 0007 finished  auroc_any 0.873 (epoch 3 of 4) in 1 min, 812 images/s · best 0.901 (trial 0003) · "
         "8 of 20 · about 5 min to go · 7 h 00 min of time left · 22 device hours left"
     )
-    nothing_known = replace(STANDING, best=None, trials=None, time_s=None, device_limit_s=None, eta_s=None)
+    nothing_known = replace(STANDING, best=None, time_s=None, device_limit_s=None, eta_s=None)
     assert (
         console.ended_line(trial(), None, "diverged", nothing_known, "auroc_any")
-        == "trial 0007 failed    diverged · 8 trials"
+        == "trial 0007 failed    diverged · 8 of 20"
     )
 
 

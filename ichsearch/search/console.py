@@ -45,8 +45,7 @@ def duration(seconds: float) -> str:
 def going_on(standing: Standing) -> str:
     """What an earlier start of this run left."""
     done = standing.finished + standing.failed
-    of = f"{done} of {_count(standing.trials, 'trial')}" if standing.trials else _count(done, "trial")
-    return f"going on: {of} done"
+    return f"going on: {done} of {_count(standing.trials, 'trial')} done"
 
 
 class Part(NamedTuple):
@@ -157,7 +156,7 @@ def standing_parts(standing: Standing) -> list[str]:
     """Best so far, how many of how many, how long it will take, what is left of the budgets."""
     ended = standing.finished + standing.failed
     parts = [f"best {standing.best[1]:.3f} (trial {standing.best[0]})"] if standing.best else []
-    parts.append(f"{ended} of {standing.trials}" if standing.trials else _count(ended, "trial"))
+    parts.append(f"{ended} of {standing.trials}")
     if standing.eta_s is not None and not standing.why_done:
         parts.append(f"about {duration(standing.eta_s)} to go")
     if standing.time_s is not None:

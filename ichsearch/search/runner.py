@@ -223,7 +223,7 @@ def _open_book(
         weights_of=origins,
         images_per_s=images_per_s,
         train_slices=train_slices,
-        devices_per_trial=requests.whole["GPU"] or 1.0,
+        devices_of=lambda config: requests.of(config.backbone)["GPU"] or 1.0,
         check_lease=held.check,
         began_s=began_s,
     )
