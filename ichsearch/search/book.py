@@ -24,7 +24,6 @@ from ichsearch.search.space import Space
 from ichsearch.search.strategy import Promotion, Strategy
 from ichsearch.search.trial_configs import TrialConfigs, rounded
 from ichsearch.train.config import InputConfig, TrialConfig
-from ichsearch.train.lineage import STATE, WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER, better
 from ichsearch.train.trial import TrialResult
 
@@ -156,11 +155,9 @@ class Book:
         return self._start(config, self._configs.named(drawn), proposal.configuration, None, proposal.point)
 
     def _promoted(self, promotion: Promotion) -> Started:
-        """A child of the parent's configuration; from the start if it is to be, or the parent has left nothing."""
+        """A child of the parent's configuration; one that finds nothing to go on from restarts by itself."""
         parent = self._trials[promotion.parent.trial]
-        whole = self._configs.cycle_epochs is not None
-        left = self._folder.trial(parent.record.trial) / (STATE if whole else WEIGHTS)
-        goes_on = (whole or self._space.promotion.child == "continue") and left.exists()
+        goes_on = self._configs.cycle_epochs is not None or self._space.promotion.child == "continue"
         before = parent.config.epochs if goes_on else 0
         config = parent.config.model_copy(update={"epochs": promotion.epochs, "epochs_before": before})
         assert promotion.parent.configuration is not None, "only trials of the space are promoted"
