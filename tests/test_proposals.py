@@ -11,7 +11,7 @@ from books import FINITE, PARAMETERS, cube, make_space
 
 from ichsearch.search.combinations import allowed
 from ichsearch.search.drawing import Configuration, Draw, Drawn, Suggests, replayed
-from ichsearch.search.history import Entry, History
+from ichsearch.search.history import Entry, History, known
 from ichsearch.search.near import Neighbourhood
 from ichsearch.search.proposals import FEWEST_RESULTS, Proposal, Proposer, Sampler
 from ichsearch.search.space import Space
@@ -134,16 +134,20 @@ def test_proposals_are_configurations_of_the_space(sampler: Sampler) -> None:
     assert len(kinds) >= 10, "of 12"
 
 
-def test_configurations_stay_apart() -> None:
-    history, tried = History(), Neighbourhood()
+def test_configurations_stay_apart_unless_the_model_insists() -> None:
+    history, tried, near = History(), Neighbourhood(), []
     for proposal in run(proposer(cube("x", "y"), "xy", history), history, 120, bowl):
-        assert not tried.is_near(proposal.configuration)
+        near.append(proposal.point is None and tried.is_near(proposal.configuration))
+        assert proposal.point is None or not tried.is_near(proposal.configuration)
+        assert not tried.is_near(proposal.configuration, 0.05)
         tried.add(proposal.configuration)
+    assert sum(near) < 90
 
 
 def test_a_continuous_space_has_no_end() -> None:
-    drawn = searched(300, lambda drawn: drawn["x"], draw=cube("x"))
-    assert len({one["x"] for one in drawn}) == 300
+    history = History()
+    run(proposer(cube("x"), "x", history), history, 300, lambda drawn: float(drawn["x"]))
+    assert len({known(entry).drawn["x"] for entry in history.entries.values()}) == 300
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
@@ -181,13 +185,13 @@ def test_what_a_constraint_forbids_is_never_proposed() -> None:
 
 
 def test_what_hardly_any_point_meets_is_found_all_the_same() -> None:
-    steps = {"float": [0, 1], "step": 0.001}
-    forbidden = [{"augment": [index / 1000 for index in range(1001) if index != 617]}]
+    steps = {"float": [0, 1], "step": 0.002}
+    forbidden = [{"augment": [index / 500 for index in range(501) if index != 317]}]
     space = make_space(FINITE | {"augment": steps}, constraints={"forbidden": forbidden})
     history = History()
     made = run(of_space(space, history), history, 10)
     assert len({_key(proposal.configuration) for proposal in made}) == 9
-    assert {proposal.configuration.drawn["augment"] for proposal in made} == {pytest.approx(0.617)}
+    assert [proposal.configuration.drawn["augment"] for proposal in made] == pytest.approx([0.634] * 9)
 
 
 def test_first_trials_come_first_however_near_they_are() -> None:
@@ -258,7 +262,7 @@ def test_a_kind_that_always_fails_gets_less_than_its_share() -> None:
         asked = proposer(draw, ["kind", "x", "y"], history, seed=seed)
         kinds = [proposal.configuration.drawn["kind"] for proposal in run(asked, history, 60, fails)]
         shares.append(np.mean([kind == "a" for kind in islice(kinds, 15, None)]))
-    assert np.mean(shares) < 0.25 / 2, "a third of configurations that no model proposes has a quarter of it: 0.08"
+    assert np.mean(shares) < 0.7 * 0.25, "the third that no model proposes alone has 0.08"
 
 
 def test_what_still_runs_is_not_proposed_again() -> None:

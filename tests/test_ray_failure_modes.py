@@ -175,7 +175,16 @@ def test_a_full_disk_ends_with_7_and_the_run_goes_on_when_there_is_room(shards: 
     disk = tmp_path / "disk"
     disk.mkdir()
     space = write_space(tmp_path, one_by_one(SPACE))
-    command = [sys.executable, "-c", "from ichsearch.cli import main; main()", "run", "--space", space, "--data", shards]
+    command = [
+        sys.executable,
+        "-c",
+        "from ichsearch.cli import main; main()",
+        "run",
+        "--space",
+        space,
+        "--data",
+        shards,
+    ]
     search = shlex.join(map(str, [*command, "--out", disk / "run"]))
     script = f"""
 mount -t tmpfs -o size=3m none {disk} || exit 99

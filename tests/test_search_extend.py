@@ -1,4 +1,4 @@
-"""A finished run goes on with more trials or a changed space, and reuses what it knows; what it must not be is refused."""
+"""A finished run goes on with more trials or a changed space, and reuses what it knows; other runs are refused."""
 
 import shutil
 from collections.abc import Callable

@@ -61,13 +61,15 @@ def run_trials(book: Book, execution: Execution) -> bool:
     leaderboard = Throttled(lambda: execution.write_leaderboard(execution.folder))
     searcher = _searcher(book, execution, leaderboard)
     gauges = _gauges(book, execution.name, searcher)
+    clock = Throttled(book.keep_time, least_pause_s=60.0)
 
     def beat() -> None:
         if searcher.failure:
             raise searcher.failure
         leaderboard.tick()
-        gauges.ask()
-        gauges.tick()
+        for work in (gauges, clock):
+            work.ask()
+            work.tick()
 
     with tempfile.TemporaryDirectory(prefix="ichsearch-tune-") as scratch:
         try:

@@ -30,7 +30,9 @@ class Neighbourhood:
         self._arrays: dict[Kind, npt.NDArray[np.float64]] = {}
 
     def add(self, made: Configuration) -> None:
-        """Know a configuration."""
+        """Know a configuration; it counts once, however many rungs it has visited."""
+        if self.has(made):
+            return
         kind, numbers = _parts(made)
         self._same.add(frozenset(made.drawn.items()))
         self._tried[kind].append(numbers)
@@ -40,15 +42,15 @@ class Neighbourhood:
         """Whether just this configuration was tried."""
         return frozenset(made.drawn.items()) in self._same
 
-    def is_near(self, made: Configuration) -> bool:
-        """Whether one with the same choices has all its numbers near those of `made`."""
+    def is_near(self, made: Configuration, share: float = 1.0) -> bool:
+        """Whether one with the same choices lies within `share` of that distance, by all its numbers."""
         kind, numbers = _parts(made)
         if kind not in self._tried:
             return False
         if kind not in self._arrays:
             self._arrays[kind] = np.asarray(self._tried[kind])
         tried = self._arrays[kind]
-        radius = 0.5 * len(tried) ** (-1 / len(numbers)) if numbers else 0.0
+        radius = share * 0.5 * len(tried) ** (-1 / len(numbers)) if numbers else 0.0
         return bool((np.abs(tried - np.asarray(numbers)) <= radius).all(axis=1).any())
 
 

@@ -4,7 +4,7 @@ In: the history, the rungs. Out: a trial to promote, or none. Source: Li et al. 
 Hyperparameter Tuning", algorithm 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from ichsearch.search.history import Entry, History
@@ -21,28 +21,23 @@ def rungs_of(epochs: int, eta: int, first: int) -> tuple[int, ...]:
     return tuple(rungs) if rungs[-1] == epochs else (*rungs, epochs)
 
 
-def due_promotion(history: History, rungs: Sequence[int], eta: int) -> Entry | None:
-    """The best trial that is among the best 1/eta of its rung and was not promoted yet, highest rung first."""
+def due_promotions(history: History, rungs: Sequence[int], eta: int) -> Iterator[Entry]:
+    """The trials among the best 1/eta of their rung that were not promoted yet: highest rung first, best first."""
     for epochs in reversed(rungs[:-1]):
         ended = sum(entry.state != "running" for entry in history.at(epochs))
-        for entry in history.finished(epochs)[: ended // eta]:
-            if entry.trial not in history.promoted:
-                return entry
-    return None
+        due = history.finished(epochs)[: ended // eta]
+        yield from (entry for entry in due if entry.trial not in history.promoted)
 
 
-def next_rung(rungs: Sequence[int], epochs: int) -> int:
-    """The rung after one of `epochs`."""
-    return rungs[rungs.index(epochs) + 1]
+def climbs(rungs: Sequence[int], epochs: int) -> list[tuple[int, int]]:
+    """The steps from a trial of so many epochs to the top, as epochs before and after."""
+    return list(pairwise([epochs, *(rung for rung in rungs if rung > epochs)]))
 
 
-def leader(history: History, rungs: Sequence[int]) -> Entry | None:
-    """The best trial that was not promoted, of the highest rung below the top that has one."""
+def leaders(history: History, rungs: Sequence[int]) -> Iterator[Entry]:
+    """The finished trials below the top that were not promoted: highest rung first, best first."""
     for epochs in reversed(rungs[:-1]):
-        for entry in history.finished(epochs):
-            if entry.trial not in history.promoted:
-                return entry
-    return None
+        yield from (entry for entry in history.finished(epochs) if entry.trial not in history.promoted)
 
 
 def missing_steps(history: History, rungs: Sequence[int]) -> int:
@@ -60,8 +55,8 @@ def missing_steps(history: History, rungs: Sequence[int]) -> int:
 def promotable(history: History, rungs: Sequence[int], eta: int, left: float) -> dict[str, float]:
     """The trials that could yet be promoted if all that run, and `left` more, ended at their rung and were worse.
 
-    Of each the share of its rung that did better: below 1/eta its promotion is due. The best of those that were not
-    promoted are among them: the last trials of a budget are theirs.
+    Of each the share of its rung that did better. The best of those that were not promoted are among them: the last
+    trials of a budget are theirs.
     """
     found: dict[str, float] = {}
     last = min(left, len(rungs) - 1)
@@ -75,8 +70,3 @@ def promotable(history: History, rungs: Sequence[int], eta: int, left: float) ->
                     found[entry.trial] = place / ended
                 waiting += 1
     return found
-
-
-def climbs(rungs: Sequence[int], epochs: int) -> list[tuple[int, int]]:
-    """The steps from a rung to the top, as epochs before and after."""
-    return list(pairwise(rungs[rungs.index(epochs) :]))
