@@ -24,7 +24,6 @@ from ichsearch.search.space import Space
 from ichsearch.search.strategy import Promotion, Strategy
 from ichsearch.search.trial_configs import TrialConfigs, rounded
 from ichsearch.train.config import InputConfig, TrialConfig
-from ichsearch.train.lineage import STATE, WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER, better
 from ichsearch.train.trial import TrialResult, read_result
 
@@ -167,10 +166,9 @@ class Book:
         return self._start(config, self._configs.named(drawn), proposal.configuration, None, proposal.point)
 
     def _promoted(self, promotion: Promotion) -> Started:
-        """A child of the parent's configuration; from the start if it is to be, or the parent has left nothing."""
+        """A child of the parent's configuration; one that finds nothing to go on from restarts by itself."""
         parent = self._trials[promotion.parent.trial]
-        left = self._folder.trial(parent.record.trial) / (WEIGHTS if self._configs.cycle_epochs is None else STATE)
-        before = parent.config.epochs if self._children_go_on() and left.exists() else 0
+        before = parent.config.epochs if self._children_go_on() else 0
         config = parent.config.model_copy(update={"epochs": promotion.epochs, "epochs_before": before})
         assert promotion.parent.configuration is not None, "only trials of the space are promoted"
         return self._start(config, parent.record.parameters, promotion.parent.configuration, parent.record.trial, None)
