@@ -96,7 +96,7 @@ def test_the_summary_says_how_large_a_space_is_and_how_it_is_searched(tmp_path: 
     path = write_space(tmp_path)
     assert summary(load_space(path)) == [
         "configurations: continuous (augment, lr), times 3 of the other parameters",
-        "strategy promote: sampler tpe, rungs of 2 epochs, schedule per_rung",
+        "strategy promote: sampler tpe, rungs of 1 → 2 epochs, schedule per_rung, children continue",
         "budget: 3 trials",
     ]
     options = [
