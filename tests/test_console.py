@@ -74,6 +74,14 @@ def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
 
 
+def test_what_the_time_budget_will_end_says_once_how_long_it_goes_on() -> None:
+    assert console.standing_parts(replace(STANDING, spent_s=28_260.0, eta_s=540.0))[2:] == [
+        "9 min of time left",
+        "22 device hours left",
+    ]
+    assert console.standing_parts(replace(STANDING, time_s=None, device_limit_s=None))[2:] == ["about 5 min to go"]
+
+
 def test_objects_hold_the_facts_and_where_the_run_stands() -> None:
     told = json.loads(events.ended(trial(), RESULT, "", STANDING, "auroc_any").as_json())
     assert (told["event"], told["trial"], told["score"], told["best_epoch"]) == ("finished", "0007", 0.8731, 3)

@@ -3,6 +3,7 @@
 In: facts of a run. Out: text.
 """
 
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,13 +145,14 @@ def standing_parts(standing: Standing) -> list[str]:
     ended = standing.finished + standing.failed
     parts = [f"best {standing.best[1]:.3f} (trial {standing.best[0]})"] if standing.best else []
     parts.append(f"{ended} of {standing.trials}")
-    if standing.eta_s is not None and not standing.done:
+    left_s = inf if standing.time_s is None else max(0.0, standing.time_s - standing.spent_s)
+    if standing.eta_s is not None and standing.eta_s < left_s and not standing.done:
         parts.append(f"about {duration_text(standing.eta_s)} to go")
     if standing.time_s is not None:
-        parts.append(f"{duration_text(max(0.0, standing.time_s - standing.spent_s))} of time left")
+        parts.append(f"{duration_text(left_s)} of time left")
     if standing.device_limit_s is not None:
-        left_s = max(0.0, standing.device_limit_s - standing.device_s)
-        parts.append(f"{left_s / UNITS_S['h']:.3g} device hours left")
+        left_h = max(0.0, standing.device_limit_s - standing.device_s) / UNITS_S["h"]
+        parts.append(f"{left_h:.3g} device hours left")
     return parts
 
 
