@@ -109,6 +109,8 @@ class Book:
         self._best: tuple[str, float] | None = None
         self._load()
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
+        for name in self._history.entries.keys() - set(self._interrupted):
+            folder.remove_checkpoint(name)
         self._start_s = time.monotonic() if began_s is None else began_s
         self._keeper.sweep(self._history, self._left().trials)
 
@@ -233,6 +235,7 @@ class Book:
 
     def _ended(self, started: Started, record: TrialRecord) -> None:
         self._folder.write_record(record)
+        self._folder.remove_checkpoint(record.trial)
         self._trials[record.trial] = Started(record, started.config, started.place)
 
     def _learn(self, name: str, score: float | None, seconds: float, epochs: int) -> None:
