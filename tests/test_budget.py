@@ -60,23 +60,24 @@ def test_the_lr_finders_speed_stands_in_for_a_backbone_without_trials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("time_s", "device_s", "devices", "cost_s", "fits"),
+    ("time_s", "device_s", "devices", "cost_s", "lacking"),
     [
-        (10, 10, 1.0, 10, True),
-        (9.9, 10, 1.0, 10, False),
-        (10, 9.9, 1.0, 10, False),
-        (10, 5, 0.5, 10, True),
-        (10, 19, 2.0, 10, False),
-        (10, 10, 1.0, None, True),
-        (0, 10, 1.0, None, False),
-        (10, -1, 1.0, None, False),
+        (10, 10, 1.0, 10, ""),
+        (9.9, 10, 1.0, 10, "time"),
+        (10, 9.9, 1.0, 10, "device_hours"),
+        (10, 5, 0.5, 10, ""),
+        (10, 19, 2.0, 10, "device_hours"),
+        (10, 10, 1.0, None, ""),
+        (0, 10, 1.0, None, "time"),
+        (10, -1, 1.0, None, "device_hours"),
     ],
 )
 def test_a_trial_fits_if_all_its_time_is_left(
-    time_s: float, device_s: float, devices: float, cost_s: float | None, fits: bool
+    time_s: float, device_s: float, devices: float, cost_s: float | None, lacking: str
 ) -> None:
-    left = Left(9, time_s, device_s, seconds=lambda configuration, steps: cost_s, devices=lambda configuration: devices)
-    assert left.has(ONE, [(0, 1)]) == fits
+    left = Left(9, time_s, device_s, lambda configuration, steps: cost_s, lambda configuration: devices)
+    assert left.has(ONE, [(0, 1)]) == (not lacking)
+    assert left.lacking == (lacking or "time")
 
 
 class Clock:
@@ -120,7 +121,7 @@ def test_a_run_keeps_to_its_time_and_ends_at_full_length_if_it_can(tmp_path: Pat
     book = open_book(tmp_path, restarting(time=time_s))
     ended = run(book, clock)
     standing = book.standing()
-    assert standing.why_done == "the budget has no room for another trial"
+    assert standing.why_done == "the time budget has no room for another trial"
     assert standing.spent_s <= time_s
     assert time_s - standing.spent_s < 10 * (1 + 3 + 9)
     if time_s >= 10 + 30 + 90 + 10:
@@ -137,6 +138,17 @@ def test_a_speed_that_is_known_keeps_the_first_trial_from_starting(tmp_path: Pat
     settings: dict[str, Any] = {"images_per_s": lambda config: 10.0, "train_slices": 1000}
     assert open_book(tmp_path / "a", plain_space(time=199), **settings).next() is None
     assert isinstance(open_book(tmp_path / "b", plain_space(time=201), **settings).next(), Started)
+
+
+@pytest.mark.parametrize(
+    ("time_s", "device_s", "done"), [(45, 1000, "time"), (1000, 45, "device_hours"), (1000, 1000, "trials")]
+)
+def test_a_run_says_which_budget_has_ended_it(
+    tmp_path: Path, clock: Clock, time_s: int, device_s: int, done: str
+) -> None:
+    book = open_book(tmp_path, plain_space(trials=5, time=time_s, device_hours=device_s / 3600))
+    ended = run(book, clock)
+    assert (len(ended), book.standing().done) == (5 if done == "trials" else 2, done)
 
 
 def test_the_time_of_earlier_starts_counts(tmp_path: Path, clock: Clock) -> None:

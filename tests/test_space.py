@@ -101,7 +101,9 @@ def test_rungs(tmp_path: Path, options: list[str], rungs: tuple[int, ...]) -> No
 def test_differences_name_the_value_on_both_sides(tmp_path: Path) -> None:
     old = load_space(write_space(tmp_path))
     new = load_space(write_space(tmp_path, SMALL.replace("epochs: 2", "epochs: 5").replace("[0.0, 1.0]", "[0.0, 0.5]")))
-    assert differences(old, new) == [
+    found = differences(old, new)
+    assert [item.keys for item in found] == [("epochs",), ("parameters", "augment", "float")]
+    assert [str(item) for item in found] == [
         "epochs: 2 in the run, 5 asked for",
         "parameters.augment.float: [0.0, 1.0] in the run, [0.0, 0.5] asked for",
     ]

@@ -32,9 +32,12 @@ ABANDONED: Final = "abandoned"
 """How the reason of a trial begins that says nothing about its configuration."""
 WAIT: Final = "wait"
 """Nothing to hand out until a running trial has ended."""
-REASONS: Final = {
+Done = Literal["", "trials", "time", "device_hours", "exhausted"]
+REASONS: Final[dict[Done, str]] = {
+    "": "",
     "trials": "all trials are done",
-    "no_room": "the budget has no room for another trial",
+    "time": "the time budget has no room for another trial",
+    "device_hours": "the budget of device hours has no room for another trial",
     "exhausted": "every configuration of the space has been tried",
 }
 
@@ -50,7 +53,11 @@ class Started:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a run stands; seconds are wall clock, device seconds are summed over trials. None: no limit, or unknown."""
+    """How a run stands; seconds are wall clock, device seconds are summed over trials. None: no limit, or unknown.
+
+    Attributes:
+        done: what has ended the run; "" while it goes on.
+    """
 
     finished: int
     failed: int
@@ -62,7 +69,12 @@ class Standing:
     device_s: float
     device_limit_s: float | None
     eta_s: float | None
-    why_done: str
+    done: Done
+
+    @property
+    def why_done(self) -> str:
+        """What has ended the run, in words."""
+        return REASONS[self.done]
 
 
 class Book:
@@ -93,11 +105,14 @@ class Book:
         self._strategy = Strategy(self._history, _proposer(space, self._history), space.rungs(), eta)
         self._trials: dict[str, Started] = {}
         self._since_s: dict[str, float] = {}
-        self._device_s, self._driven_s, self._why_done = 0.0, 0.0, ""
+        self._device_s, self._driven_s = 0.0, 0.0
+        self._done: Done = ""
         self._best: tuple[str, float] | None = None
         self._load()
         self._driven_s = max(self._driven_s, self._journal.driven_s())
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
+        for name in self._history.entries.keys() - set(self._interrupted):
+            folder.remove_checkpoint(name)
         self._start_s = time.monotonic() if began_s is None else began_s
         self._keeper.sweep(self._history, self._left().trials)
 
@@ -136,7 +151,7 @@ class Book:
             return self._proposed(decision)
         if left.trials >= 1 and self._history.count("running"):
             return WAIT
-        self._why_done = REASONS["trials" if left.trials < 1 else decision]
+        self._done = "trials" if left.trials < 1 else "exhausted" if decision == "exhausted" else left.lacking
         return None
 
     def _next_number(self) -> int:
@@ -227,6 +242,7 @@ class Book:
 
     def _ended(self, started: Started, record: TrialRecord) -> None:
         self._folder.write_record(record)
+        self._folder.remove_checkpoint(record.trial)
         self._trials[record.trial] = Started(record, started.config, started.place)
 
     def _learn(self, name: str, score: float | None, seconds: float, epochs: int) -> None:
@@ -292,7 +308,7 @@ class Book:
             device_s=self._device_s,
             device_limit_s=self._budget.device_s,
             eta_s=eta_s,
-            why_done=self._why_done,
+            done=self._done,
         )
 
     def _own_space(self) -> str:

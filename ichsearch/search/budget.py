@@ -5,8 +5,9 @@ In: a space's budget, what trials took. Out: estimates, and whether something st
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 from ichsearch.search.drawing import Configuration
 from ichsearch.train.config import TrialConfig
@@ -61,7 +62,7 @@ class Budget:
     devices_of: Callable[[TrialConfig], float]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Left:
     """What is left of a budget at one moment.
 
@@ -71,6 +72,7 @@ class Left:
         device_s: device time, in seconds, less what running trials will take.
         seconds: what trials of a configuration would take; None if nothing is known.
         devices: how many devices they would take.
+        lacking: what the last trials that did not fit would have needed more of.
     """
 
     trials: int
@@ -78,8 +80,15 @@ class Left:
     device_s: float
     seconds: Callable[[Configuration, Sequence[Step]], float | None]
     devices: Callable[[Configuration], float]
+    lacking: Literal["time", "device_hours"] = field(default="time", init=False)
 
     def has(self, configuration: Configuration, steps: Sequence[Step]) -> bool:
         """Whether trials of these epochs fit into the time that is left; one of unknown cost is tried."""
         cost_s = self.seconds(configuration, steps) or 0.0
-        return 0 < self.time_s >= cost_s and 0 < self.device_s >= cost_s * self.devices(configuration)
+        if not 0 < self.time_s >= cost_s:
+            self.lacking = "time"
+            return False
+        if not 0 < self.device_s >= cost_s * self.devices(configuration):
+            self.lacking = "device_hours"
+            return False
+        return True
