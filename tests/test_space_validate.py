@@ -107,7 +107,7 @@ def test_the_summary_says_how_large_a_space_is_and_how_it_is_searched(tmp_path: 
         "shufflenet_v2_*: 2 backbones: shufflenet_v2_x0_5, shufflenet_v2_x1_0",
         "left out, more than max_parameters: shufflenet_v2_x1_5, shufflenet_v2_x2_0",
         "configurations: 5",
-        "strategy promote: sampler tpe, rungs of 1 → 3 → 9 epochs, schedule per_rung, children continue",
+        "strategy promote: sampler tpe, rungs of 1 → 4 → 9 epochs, schedule per_rung, children continue",
         "budget: 3 trials, time 8 h, trial_limit 90 s, 24 device hours",
     ]
     grid = [*options[4:7], "strategy=grid"]
