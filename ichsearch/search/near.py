@@ -16,8 +16,8 @@ Kind = tuple[object, ...]
 FEW: Final = 10
 """So many values of a number are tried one by one, like choices."""
 SHARE: Final = 0.01
-"""Of a space that is near to those tried, all in all: enough to keep a model from asking for what it knows. With a share
-of 1 and two axes next to nothing is left round the best: 13 % of the configurations were the model's, now 67 %.
+"""Of a space that is near to those tried, all in all: enough to keep a model from asking for what it knows. A share of
+1 leaves it next to nothing round the best of two axes: 13 % of the configurations were the model's, now 67 %.
 """
 
 
