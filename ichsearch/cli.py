@@ -41,6 +41,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def main() -> None:
     """Run the command line and end with the documented exit code."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # Ray prints on stdout that a worker died; we say it too
     try:
         app()
     except IchsearchError as error:
@@ -317,24 +318,34 @@ def run(
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the run instead of the space's number.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help=OPTION_HELP)] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Wall-clock budget instead of the space's: 90s, 20m, 8h, 1d.")
+    ] = None,
+    device_hours: Annotated[
+        float | None, typer.Option("--device-hours", help="Budget summed over trials, instead of the space's.")
+    ] = None,
     extend: Annotated[bool, typer.Option(help="Go on with a run though trials or the space have changed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object an event on stdout, lines on stderr.")] = False,
 ) -> None:
     """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
+    from ichsearch.cli_events import RunPrinter
     from ichsearch.cli_progress import progress
     from ichsearch.report.leaderboard import write_leaderboard
     from ichsearch.report.lr_plot import draw_curve
     from ichsearch.report.summary import summarise, summary_text
+    from ichsearch.search.run_folder import RunFolder
     from ichsearch.search.runner import Watchers, run_search
     from ichsearch.search.space_file import find_space, load_space
 
-    loaded = load_space(find_space(space), [*(option or ()), *([f"trials={trials}"] if trials else ())])
+    given = {"trials": trials, "time": time, "device_hours": device_hours}
+    said = [f"{name}={value}" for name, value in given.items() if value is not None]
+    loaded = load_space(find_space(space), [*(option or ()), *said])
     target = folder or Path("runs") / loaded.name
-    try:
+    leaderboard = RunFolder(target).leaderboard
+    printer = RunPrinter(out, err, ["ichsearch", *sys.argv[1:]], as_json=as_json)
+    with printer.ending(leaderboard, loaded.metric):
         with progress(err) as show:
-            watchers = Watchers(say=say, progress=show, write_leaderboard=write_leaderboard, draw_curve=draw_curve)
-            done = run_search(loaded, data, target, address=address, extend=extend, watchers=watchers)
-    except KeyboardInterrupt:
-        say(f"stopped; what is finished is kept. To go on:\n  {shlex.join(['ichsearch', *sys.argv[1:]])}")
-        raise
-    say(summary_text(summarise(done, data or done.phantom / "shards")))
-    say(f"leaderboard: {target / 'leaderboard.csv'}")
+            watchers = Watchers(printer.tell, show, write_leaderboard, draw_curve)
+            outcome = run_search(loaded, data, target, address=address, extend=extend, watchers=watchers)
+        printer.say(summary_text(summarise(outcome.folder, outcome.shards)))
+    printer.close(leaderboard, loaded.metric, outcome.standing)

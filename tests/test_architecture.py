@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ichsearch"
 ROOMS = ("phantom", "dicom", "shards", "data", "model", "train", "search", "report", "deploy")
 LEAVES = ("", "labels", "errors", "files", "locations", "storage")
-TOP = ("cli", "cli_progress")
+TOP = ("cli", "cli_events", "cli_progress")
 ONLY_IN = {"pydicom": {"dicom", "phantom"}, "optuna": {"search"}, "ray": {"shards", "search"}}
 
 

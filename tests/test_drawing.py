@@ -22,7 +22,7 @@ from ichsearch.search.drawing import (
     share_of,
 )
 from ichsearch.search.near import Neighbourhood
-from ichsearch.search.parzen import Mixture, better_ones
+from ichsearch.search.parzen import Failures, Mixture, better_ones
 from ichsearch.train.config import TrialConfig
 
 LAST = float(np.nextafter(1.0, 0.0))
@@ -138,26 +138,19 @@ def test_wanted_values_are_taken_where_they_can_be_had() -> None:
     assert other["batch_size"] == 8
 
 
-def test_near_is_what_lies_in_small_cubes_round_those_tried() -> None:
+def test_near_is_what_is_closer_than_evenly_spread_ones_would_be() -> None:
     tried = Neighbourhood()
     assert not tried.is_near(configuration(0.5, 0.5))
     tried.add(configuration(0.5, 0.5))
-    assert tried.is_near(configuration(0.549, 0.451))
-    assert not tried.is_near(configuration(0.551, 0.5))
+    assert tried.is_near(configuration(0.0, 1.0)), "one alone stands for the whole square"
+    assert tried.is_near(configuration(0.7, 0.3), share=0.5)
+    assert not tried.is_near(configuration(0.8, 0.5), share=0.5)
     for place in (0.1, 0.3, 0.9):
         tried.add(configuration(place, place))
-    assert tried.is_near(configuration(0.524, 0.476))
-    assert not tried.is_near(configuration(0.526, 0.5))
+    assert tried.is_near(configuration(0.74, 0.26))
+    assert not tried.is_near(configuration(0.76, 0.24))
     assert not tried.has(configuration(0.5, 0.51))
     assert tried.has(configuration(0.5, 0.5))
-
-
-def test_all_neighbourhoods_together_fill_a_hundredth() -> None:
-    random, tried = np.random.default_rng(0), Neighbourhood()
-    for point in random.random((200, 3)).tolist():
-        tried.add(configuration(*point))
-    near = [tried.is_near(configuration(*point)) for point in random.random((4000, 3)).tolist()]
-    assert np.mean(near) == pytest.approx(0.01, abs=0.005)
 
 
 def test_other_choices_and_few_numbers_are_never_near() -> None:
@@ -225,8 +218,17 @@ def test_better_ones_are_like_the_best_and_unlike_the_failed() -> None:
     random = np.random.default_rng(0)
     points = sorted(random.random((60, 2)).tolist(), key=lambda point: (point[0] - 0.2) ** 2)
     ranked = [configuration(*point) for point in points]
-    found = [next(better_ones(cube("x0", "x1"), ranked, [], random)).drawn for _ in range(60)]
+    draw = cube("x0", "x1")
+    found = [next(better_ones(draw, ranked, [], Failures([], ranked), random)).drawn for _ in range(60)]
     assert np.mean([abs(drawn["x0"] - 0.2) < 0.2 for drawn in found]) > 0.8
     failed = [configuration(x, y) for x in (0.15, 0.2, 0.25) for y in np.linspace(0.5, 1, 30).tolist()]
-    found = [next(better_ones(cube("x0", "x1"), ranked, failed, random)).drawn for _ in range(60)]
+    found = [next(better_ones(draw, ranked, failed, Failures(failed, ranked), random)).drawn for _ in range(60)]
     assert np.mean([drawn["x1"] < 0.5 for drawn in found]) > 0.8
+
+
+def test_what_failed_is_likely_to_fail_again() -> None:
+    ran, failed = [[configuration(x, y) for x in (0.2, 0.8) for y in places] for places in ((0.1, 0.2), (0.8, 0.9))]
+    assert Failures([], ran).chances(ran).tolist() == [0.0] * 4
+    chances = Failures(failed, ran).chances([configuration(0.5, 0.15), configuration(0.5, 0.85)])
+    assert chances[0] < 0.3
+    assert 0.7 < chances[1] < 1

@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from ichsearch.search.drawing import Configuration
-from ichsearch.search.journal import RUNS, Journal, Place, open_storage
+from ichsearch.search.journal import OUTCOME, RUNS, Journal, Place, open_storage
 
 CONFIGURATION = Configuration(
     {"x": 0.25, "kind": "b"},
@@ -49,14 +49,14 @@ def test_what_is_told_comes_back(tmp_path: Path) -> None:
     finished, failed, running = (start(journal, f"000{number}") for number in range(3))
     longer = start(journal, "0003", epochs=3)
     journal.finish(finished, 0.75, {"seconds": 2.5})
-    journal.fail(failed, "diverged", {"seconds": 1.0})
+    journal.fail(failed, {"reason": "diverged", "seconds": 1.0})
     found = {trial.user_attrs["trial"]: (place, trial) for place, trial in open_journal(tmp_path).trials()}
     assert [place for place, _ in found.values()] == [finished, failed, running, longer]
     states = [trial.state for _, trial in found.values()]
     assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.RUNNING]
     assert found["0000"][1].value == 0.75
-    assert found["0000"][1].user_attrs["seconds"] == 2.5
-    assert found["0001"][1].user_attrs["reason"] == "diverged"
+    assert found["0000"][1].user_attrs[OUTCOME]["seconds"] == 2.5
+    assert found["0001"][1].user_attrs[OUTCOME]["reason"] == "diverged"
     assert found["0001"][1].constraints == {RUNS: 1.0}
     assert found["0002"][1].params == CONFIGURATION.params
     assert found["0002"][1].distributions == CONFIGURATION.distributions
@@ -76,11 +76,12 @@ def test_a_rung_is_a_study_and_so_is_another_space(tmp_path: Path) -> None:
 
 def test_the_time_that_was_spent_is_kept(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
-    assert journal.spent() == 0.0
+    journal.note_driven(1.0)
+    assert journal.driven_s() == 0.0, "a run without a trial has no study to note it in"
     start(journal)
-    assert journal.spent(12.3456) == 12.346
+    journal.note_driven(12.3456)
     start(journal, epochs=3)
-    assert open_journal(tmp_path).spent() == 12.346
+    assert open_journal(tmp_path).driven_s() == 12.346
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
@@ -118,11 +119,11 @@ def test_a_study_that_a_dead_driver_had_begun_is_completed(tmp_path: Path, cut: 
 def test_a_failure_told_by_half_is_told_again(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     place = start(journal)
-    journal.fail(place, "diverged", {})
+    journal.fail(place, {"reason": "diverged"})
     path = tmp_path / "journal.log"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     again = open_journal(tmp_path)
-    again.fail(place, "diverged", {"seconds": 1.0})
+    again.fail(place, {"reason": "diverged", "seconds": 1.0})
     ((_, trial),) = open_journal(tmp_path).trials()
     assert (trial.state, trial.constraints) == (TrialState.PRUNED, {RUNS: 1.0})
 

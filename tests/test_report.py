@@ -45,7 +45,8 @@ STABLE_COLUMNS = (
     "patient_sensitivity_at_90_any,patient_sensitivity_at_95_any,calibration_error_any,patient_auroc_any,auroc_mean,"
     "patient_auroc_mean,task,backbone,batch_size,size,channels,head,augment,augmentations,min_brain,imbalance,"
     "label_smoothing,weight_decay,clip_norm,precision,lr_schedule,rise,start_divisor,end_divisor,lr_spread,frozen_epochs,lr,"
-    "lr_factor,lr_suggestion,weights,epochs,best_epoch,seconds,images_per_s,micro_batch,parameters_m,checkpoint"
+    "lr_factor,lr_suggestion,weights,parent,epochs,epochs_trained,restarted,best_epoch,seconds,images_per_s,micro_batch,"
+    "memory_mb,parameters_m,checkpoint"
 )
 
 
@@ -71,6 +72,7 @@ def add_trial(
             config=config.model_dump(),
             lr_suggestion=0.002,
             weights=weights,
+            epochs=config.epochs,
         )
     )
     if value is not None:
@@ -79,6 +81,7 @@ def add_trial(
             value, 2, metrics, seconds=12.3456, images_per_s=100.0, parameters_m=11.2, micro_batch=16, epochs_trained=3
         )
         write_json(folder.trial(name) / "metrics.json", {"epochs": [], "result": result.__dict__})
+        (folder.trial(name) / "weights.safetensors").touch()
 
 
 @pytest.fixture
@@ -108,6 +111,12 @@ def test_pandas_reads_numbers_as_numbers(folder: RunFolder) -> None:
         "trials/00001/weights.safetensors",
     )
     assert table["rank"].dtype == np.int64
+
+
+def test_a_trial_whose_weights_were_not_kept_has_no_checkpoint(folder: RunFolder) -> None:
+    add_trial(folder, "00001", 0.875)
+    (folder.trial("00001") / "weights.safetensors").unlink()
+    assert read_back(folder)["checkpoint"].isna().all()
 
 
 @pytest.mark.parametrize(("metric", "order"), [("auroc_any", ["b", "c", "a"]), ("log_loss", ["a", "c", "b"])])

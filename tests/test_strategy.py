@@ -1,6 +1,8 @@
 """Promotion over rungs: who goes on, in which order, and what the last trials of a budget are for."""
 
+import math
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -11,10 +13,9 @@ from ichsearch.search.drawing import Drawn, Suggests
 from ichsearch.search.history import Entry, History
 from ichsearch.search.promotion import (
     climbs,
-    due_promotion,
-    leader,
+    due_promotions,
+    leaders,
     missing_steps,
-    next_rung,
     promotable,
     rungs_of,
 )
@@ -32,6 +33,10 @@ def history(*ends: tuple[int, float | str | None, str | None]) -> History:
         if not isinstance(loss, str):
             known.end(str(number), loss)
     return known
+
+
+def first(entries: Iterator[Entry]) -> Entry | None:
+    return next(entries, None)
 
 
 def name(entry: Entry | None) -> str | None:
@@ -72,33 +77,33 @@ def test_rungs_of_any_length_are_apart_and_complete() -> None:
 
 def test_a_third_of_a_rung_is_promoted_the_best_first() -> None:
     ends = [(1, loss, None) for loss in (0.5, 0.3, 0.4, 0.2, 0.6)]
-    assert name(due_promotion(history(*ends[:2]), RUNGS, 3)) is None
-    assert name(due_promotion(history(*ends[:3]), RUNGS, 3)) == "1"
-    assert name(due_promotion(history(*ends), RUNGS, 3)) == "3"
+    assert name(first(due_promotions(history(*ends[:2]), RUNGS, 3))) is None
+    assert name(first(due_promotions(history(*ends[:3]), RUNGS, 3))) == "1"
+    assert name(first(due_promotions(history(*ends), RUNGS, 3))) == "3"
     six = [*ends, (1, 0.7, None)]
-    assert name(due_promotion(history(*six, (3, "runs", "3")), RUNGS, 3)) == "1"
-    assert name(due_promotion(history(*six, (3, "runs", "3"), (3, "runs", "1")), RUNGS, 3)) is None
+    assert name(first(due_promotions(history(*six, (3, "runs", "3")), RUNGS, 3))) == "1"
+    assert name(first(due_promotions(history(*six, (3, "runs", "3"), (3, "runs", "1")), RUNGS, 3))) is None
 
 
 def test_a_failed_trial_fills_its_rung_and_a_running_one_does_not() -> None:
     two: list[tuple[int, float | str | None, str | None]] = [(1, 0.5, None), (1, 0.3, None)]
-    assert due_promotion(history(*two, (1, "runs", None)), RUNGS, 3) is None
-    assert name(due_promotion(history(*two, (1, None, None)), RUNGS, 3)) == "1"
-    assert due_promotion(history(*[(1, None, None)] * 9), RUNGS, 3) is None
+    assert first(due_promotions(history(*two, (1, "runs", None)), RUNGS, 3)) is None
+    assert name(first(due_promotions(history(*two, (1, None, None)), RUNGS, 3))) == "1"
+    assert first(due_promotions(history(*[(1, None, None)] * 9), RUNGS, 3)) is None
 
 
 def test_the_highest_rung_is_served_first() -> None:
-    first = [(1, loss / 10, None) for loss in range(12)]
+    lower = [(1, loss / 10, None) for loss in range(12)]
     second = [(3, loss, str(number)) for number, loss in enumerate((0.3, 0.2, 0.4))]
-    assert name(due_promotion(history(*first, *second), RUNGS, 3)) == "13"
-    assert name(due_promotion(history(*first, *second, (9, "runs", "13")), RUNGS, 3)) == "3"
+    assert name(first(due_promotions(history(*lower, *second), RUNGS, 3))) == "13"
+    assert name(first(due_promotions(history(*lower, *second, (9, "runs", "13")), RUNGS, 3))) == "3"
 
 
 def test_equal_trials_go_on_in_the_order_of_their_start() -> None:
     known = history(*[(1, "runs", None)] * 3)
     for trial in ("2", "1", "0"):
         known.end(trial, 0.5)
-    assert name(due_promotion(known, RUNGS, 3)) == "0"
+    assert name(first(due_promotions(known, RUNGS, 3))) == "0"
     assert [entry.trial for entry in known.finished(1)] == ["0", "1", "2"]
 
 
@@ -106,17 +111,17 @@ def test_trials_of_other_spaces_are_not_promoted() -> None:
     known = history(*[(1, 0.5, None)] * 2)
     known.add(Entry("9", 1, None))
     known.end("9", 0.1)
-    assert due_promotion(known, RUNGS, 2) == known.entries["0"]
+    assert first(due_promotions(known, RUNGS, 2)) == known.entries["0"]
     assert [entry.trial for entry in known.all_finished()] == ["9", "0", "1"]
 
 
 def test_the_leader_is_the_best_of_the_highest_rung_that_can_still_climb() -> None:
     ends: list[tuple[int, float | str | None, str | None]] = [(1, 0.5, None), (1, 0.3, None), (1, 0.1, None)]
-    assert name(leader(history(*ends), RUNGS)) == "2"
-    assert name(leader(history(*ends, (3, "runs", "2")), RUNGS)) == "1"
-    assert name(leader(history(*ends, (3, 0.9, "2")), RUNGS)) == "3"
-    assert name(leader(history(*ends, (3, None, "2")), RUNGS)) == "1"
-    assert leader(history((9, 0.1, None)), RUNGS) is None
+    assert name(first(leaders(history(*ends), RUNGS))) == "2"
+    assert name(first(leaders(history(*ends, (3, "runs", "2")), RUNGS))) == "1"
+    assert name(first(leaders(history(*ends, (3, 0.9, "2")), RUNGS))) == "3"
+    assert name(first(leaders(history(*ends, (3, None, "2")), RUNGS))) == "1"
+    assert first(leaders(history((9, 0.1, None)), RUNGS)) is None
 
 
 def test_missing_steps_are_those_of_the_foremost_that_can_still_climb() -> None:
@@ -133,12 +138,15 @@ def test_missing_steps_are_those_of_the_foremost_that_can_still_climb() -> None:
 def test_steps_lead_from_a_rung_to_the_top() -> None:
     assert climbs(RUNGS, 1) == [(1, 3), (3, 9)]
     assert climbs(RUNGS, 9) == []
-    assert next_rung(RUNGS, 3) == 9
+    assert climbs(RUNGS, 3)[0] == (3, 9)
+    assert climbs(RUNGS, 4) == [(4, 9)], "a trial between two rungs climbs on"
 
 
 def test_promotable_are_those_whom_coming_trials_could_bring_up() -> None:
     ends = [(1, loss / 10, None) for loss in range(6)]
     assert set(promotable(history(*ends), RUNGS, 3, left=0)) == {"0", "1"}
+    assert set(promotable(history(*ends), RUNGS, 3, left=math.inf)) == {"0", "1", "2", "3", "4", "5"}
+    assert set(promotable(history(*ends), RUNGS, 3, left=12)) == {"0", "1", "2", "3", "4", "5"}
     assert set(promotable(history(*ends), RUNGS, 3, left=3)) == {"0", "1", "2"}
     assert promotable(history(*ends), RUNGS, 3, left=3)["2"] == pytest.approx(2 / 6)
     running: list[tuple[int, float | str | None, str | None]] = [(1, "runs", None)] * 3
@@ -249,7 +257,7 @@ def _check_parents(search: Search) -> None:
     for child in children:
         parent = entries[str(child.parent)]
         assert parent.state == "finished"
-        assert child.epochs == next_rung(search.rungs, parent.epochs)
+        assert child.epochs == climbs(search.rungs, parent.epochs)[0][1]
         assert child.configuration is parent.configuration
 
 

@@ -22,6 +22,7 @@ from tensorboardX.record_writer import masked_crc32c
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import Split
 from ichsearch.errors import AlreadyRunningError
+from ichsearch.train import trial
 from ichsearch.train.config import TrialConfig, TrialFailedError
 from ichsearch.train.setup import make_model
 from ichsearch.train.steps import Stepper
@@ -30,6 +31,11 @@ from ichsearch.train.trial import TrialResult, run_trial
 CPU = torch.device("cpu")
 CONFIG = TrialConfig(backbone="resnet10t", batch_size=8, size=32, channels="hu", lr=5e-3, epochs=3, seed=1)
 Run = Callable[..., TrialResult]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "OTHER_WRITER_S", 0.3)
 
 
 @pytest.fixture(autouse=True, scope="module")

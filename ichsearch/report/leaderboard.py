@@ -3,6 +3,7 @@
 In: a run folder. Out: a CSV file with stable columns, numbers as numbers, text cells safe in a spreadsheet.
 """
 
+from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
@@ -11,6 +12,7 @@ from ichsearch.files import write_text
 from ichsearch.labels import LABELS
 from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.run_folder import RunFolder, TrialRecord
+from ichsearch.train.lineage import WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER
 from ichsearch.train.trial import TrialResult, read_result
 
@@ -28,8 +30,8 @@ METRICS: Final = (
 """Of those that a trial is judged by; the others stand in its metrics.json."""
 COLUMNS: Final = (
     "rank", "trial", "status", "reason", "metric", "score", *METRICS, "task", *SEARCHED, "lr_factor", "lr_suggestion",
-    "weights", "epochs", "best_epoch", "seconds", "images_per_s", "micro_batch",
-    "parameters_m", "checkpoint",
+    "weights", "parent", "epochs", "epochs_trained", "restarted", "best_epoch", "seconds", "images_per_s",
+    "micro_batch", "memory_mb", "parameters_m", "checkpoint",
 )  # fmt: skip
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -41,7 +43,7 @@ def write_leaderboard(folder: RunFolder) -> None:
 
 def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
     """One row a trial with the columns `COLUMNS`; trials without a score have no rank."""
-    rows = [_row(record, read_result(folder.trial(record.trial))) for record in folder.records()]
+    rows = [_row(folder.root, record, read_result(folder.trial(record.trial))) for record in folder.records()]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     if not len(table):
         return table
@@ -50,7 +52,7 @@ def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
     return table.sort_values(["rank", "trial"], na_position="last", ignore_index=True)
 
 
-def _row(record: TrialRecord, result: TrialResult | None) -> dict[str, Any]:
+def _row(root: Path, record: TrialRecord, result: TrialResult | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "trial": record.trial,
         "status": "finished" if result else record.status,
@@ -61,17 +63,22 @@ def _row(record: TrialRecord, result: TrialResult | None) -> dict[str, Any]:
         "lr_factor": record.parameters.get("lr_factor"),
         "lr_suggestion": record.lr_suggestion,
         "weights": as_cell(record.weights),
-        "epochs": record.config["epochs"],
+        "parent": record.parent,
+        "epochs": record.epochs,
     }
     if result:
+        checkpoint = f"trials/{record.trial}/{WEIGHTS}"
         row |= {
             "score": result.score,
             "best_epoch": result.best_epoch,
             "seconds": round(result.seconds, 3),
             "images_per_s": round(result.images_per_s, 2),
             "parameters_m": round(result.parameters_m, 4),
-            "checkpoint": f"trials/{record.trial}/weights.safetensors",
+            "checkpoint": checkpoint if (root / checkpoint).is_file() else None,
+            "epochs_trained": result.epochs_trained,
+            "restarted": result.restarted,
             "micro_batch": result.micro_batch,
+            "memory_mb": result.memory_mb,
             **{name: value for name, value in result.metrics.items() if name in METRICS},
         }
     return row

@@ -57,6 +57,8 @@ def settled(content: dict[str, Any]) -> Space:
         content = _with_choices(content, lambda value: [] if value in left_out else [value])
         content = _with_conditions(content, lambda value: [] if value in left_out else [value])
         space = Space.model_validate(content)
+    if space.strategy == "grid" and "trials" not in content:  # every combination once
+        space = Space.model_validate(content | {"trials": len(space.grid())})
     kept = {pattern: [name for name in matches if name not in left_out] for pattern, matches in patterns.items()}
     return space.noted(kept, left_out)
 

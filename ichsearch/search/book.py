@@ -16,7 +16,7 @@ from ichsearch.search.budget import Budget, Costs, Left, Step
 from ichsearch.search.combinations import MOST_LISTED, allowed
 from ichsearch.search.drawing import Configuration, Drawn
 from ichsearch.search.history import Entry, History, State
-from ichsearch.search.journal import Journal, Place
+from ichsearch.search.journal import OUTCOME, Journal, Place
 from ichsearch.search.keeper import Keeper
 from ichsearch.search.proposals import Proposal, Proposer
 from ichsearch.search.run_folder import RunFolder, TrialRecord
@@ -24,11 +24,12 @@ from ichsearch.search.space import Space
 from ichsearch.search.strategy import Promotion, Strategy
 from ichsearch.search.trial_configs import TrialConfigs, rounded
 from ichsearch.train.config import InputConfig, TrialConfig
-from ichsearch.train.lineage import STATE, WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER, better
-from ichsearch.train.trial import TrialResult
+from ichsearch.train.trial import TrialResult, read_result
 
 FAILED: Final = "failed"
+ABANDONED: Final = "abandoned"
+"""How the reason of a trial begins that says nothing about its configuration."""
 WAIT: Final = "wait"
 """Nothing to hand out until a running trial has ended."""
 REASONS: Final = {
@@ -77,25 +78,27 @@ class Book:
         weights_of: dict[str, str],
         images_per_s: Callable[[TrialConfig], float | None] = lambda config: None,
         train_slices: int = 1,
-        devices_per_trial: float = 1.0,
+        devices_of: Callable[[TrialConfig], float] = lambda config: 1.0,
         check_lease: Callable[[], None] = lambda: None,
+        began_s: float | None = None,
     ) -> None:
         self._space, self._folder, self._check_lease = space, folder, check_lease
         self._configs, self._weights_of = TrialConfigs(space, suggest_lr, weights_of), weights_of
         self._lower = space.metric in LOWER_IS_BETTER
         self._journal = Journal(storage, space.name, "minimize" if self._lower else "maximize")
-        self._history, self._costs = History(), Costs(images_per_s, train_slices)
-        self._budget = Budget(space.trials, space.time_s, _device_s(space), devices_per_trial)
+        self._history, self._costs = History(space.rungs()), Costs(images_per_s, train_slices)
+        self._budget = Budget(space.trials, space.time_s, _device_s(space), devices_of)
         eta = space.promotion.eta
         self._keeper = Keeper(folder, space.keep, space.rungs(), eta)
         self._strategy = Strategy(self._history, _proposer(space, self._history), space.rungs(), eta)
         self._trials: dict[str, Started] = {}
         self._since_s: dict[str, float] = {}
-        self._device_s, self._why_done = 0.0, ""
+        self._device_s, self._driven_s, self._why_done = 0.0, 0.0, ""
         self._best: tuple[str, float] | None = None
         self._load()
+        self._driven_s = max(self._driven_s, self._journal.driven_s())
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
-        self._driven_s, self._start_s = self._journal.spent(), time.monotonic()
+        self._start_s = time.monotonic() if began_s is None else began_s
         self._keeper.sweep(self._history, self._left().trials)
 
     def _load(self) -> None:
@@ -103,15 +106,19 @@ class Book:
         known = [(place, trial) for place, trial in self._journal.trials() if "trial" in trial.user_attrs]
         for place, trial in sorted(known, key=lambda item: int(item[1].user_attrs["trial"])):
             attributes = trial.user_attrs
+            outcome = attributes.get(OUTCOME, attributes)
+            self._driven_s = max(self._driven_s, outcome["driven_s"])
             config = TrialConfig.model_validate(attributes["config"])
             record = _record(attributes, config, trial.state)
             self._trials[record.trial] = Started(record, config, place)
-            self._history.add(_entry(record, self._configs.replayed(config, record), attributes.get("point")))
+            tells = not record.reason.startswith(ABANDONED)
+            configuration = self._configs.replayed(config, record) if tells else None
+            self._history.add(_entry(record, configuration, attributes.get("point")))
             if trial.state == TrialState.COMPLETE:
-                self._learn(record.trial, trial.value, attributes["seconds"], attributes["epochs_trained"])
+                self._learn(record.trial, trial.value, outcome["seconds"], outcome["epochs_trained"])
             elif trial.state.is_finished():
                 self._history.end(record.trial, None)
-                self._device_s += attributes.get("seconds", 0.0) * self._budget.devices_per_trial
+                self._device_s += outcome["seconds"] * self._budget.devices_of(config)
             if not (self._folder.trial(record.trial) / "trial.json").is_file():
                 self._folder.write_record(record)
 
@@ -144,7 +151,10 @@ class Book:
             self.tell_failed(started, known.reason)
             return None
         if started.config.backbone not in self._weights_of:
-            self.tell_failed(started, "abandoned: the extended space lacks its backbone")
+            if (result := read_result(self._folder.trial(name))) is not None:
+                self.tell_finished(started, result)
+            else:
+                self.tell_failed(started, f"{ABANDONED}: the extended space lacks its backbone")
             return None
         self._folder.write_record(started.record)
         self._since_s[name] = time.monotonic()
@@ -156,10 +166,9 @@ class Book:
         return self._start(config, self._configs.named(drawn), proposal.configuration, None, proposal.point)
 
     def _promoted(self, promotion: Promotion) -> Started:
-        """A child of the parent's configuration; from the start if it is to be, or the parent has left nothing."""
+        """A child of the parent's configuration; one that finds nothing to go on from restarts by itself."""
         parent = self._trials[promotion.parent.trial]
-        left = self._folder.trial(parent.record.trial) / (WEIGHTS if self._configs.cycle_epochs is None else STATE)
-        before = parent.config.epochs if self._children_go_on() and left.exists() else 0
+        before = parent.config.epochs if self._children_go_on() else 0
         config = parent.config.model_copy(update={"epochs": promotion.epochs, "epochs_before": before})
         assert promotion.parent.configuration is not None, "only trials of the space are promoted"
         return self._start(config, parent.record.parameters, promotion.parent.configuration, parent.record.trial, None)
@@ -186,6 +195,7 @@ class Book:
             "weights": self._weights_of[config.backbone],
             "lr_suggestion": rounded(config.lr / factor) if factor else None,
             "point": point,
+            **self._driven(),
         }
         place = self._journal.start(config.epochs, self._own_space(), configuration, attributes)
         record = _record(attributes, config, TrialState.RUNNING)
@@ -200,8 +210,8 @@ class Book:
         self._check_lease()
         name = started.record.trial
         self._ended(started, started.record.model_copy(update={"status": "finished"}))
-        took = {"seconds": result.seconds, "epochs_trained": result.epochs_trained, "best_epoch": result.best_epoch}
-        self._journal.finish(started.place, result.score, took)
+        outcome = {"seconds": result.seconds, "epochs_trained": result.epochs_trained, "best_epoch": result.best_epoch}
+        self._journal.finish(started.place, result.score, outcome | self._driven())
         self._learn(name, result.score, result.seconds, result.epochs_trained)
         self._keeper.sweep(self._history, self._left().trials)
 
@@ -210,21 +220,21 @@ class Book:
         self._check_lease()
         seconds = time.monotonic() - self._since_s.get(started.record.trial, time.monotonic())
         self._ended(started, started.record.model_copy(update={"status": FAILED, "reason": reason}))
-        self._journal.fail(started.place, reason, {"seconds": round(seconds, 3)})
+        self._journal.fail(started.place, {"reason": reason, "seconds": round(seconds, 3)} | self._driven())
         self._history.end(started.record.trial, None)
-        self._device_s += seconds * self._budget.devices_per_trial
+        self._device_s += seconds * self._budget.devices_of(started.config)
         self._keeper.sweep(self._history, self._left().trials)
 
     def _ended(self, started: Started, record: TrialRecord) -> None:
         self._folder.write_record(record)
         self._trials[record.trial] = Started(record, started.config, started.place)
-        self._journal.spent(self._spent_s())
 
     def _learn(self, name: str, score: float | None, seconds: float, epochs: int) -> None:
         assert score is not None, "a finished trial has a score"
         self._history.end(name, score if self._lower else -score)
-        self._costs.learn(self._trials[name].config, seconds, epochs)
-        self._device_s += seconds * self._budget.devices_per_trial
+        config = self._trials[name].config
+        self._costs.learn(config, seconds, epochs)
+        self._device_s += seconds * self._budget.devices_of(config)
         self._since_s.pop(name, None)
         if better(self._space.metric, score, self._best[1] if self._best else None):
             self._best = (name, score)
@@ -232,21 +242,33 @@ class Book:
     def _left(self) -> Left:
         """What is left of the budget now."""
         budget = self._budget
-        running = [self._trials[name] for name in self._since_s if self._history.entries[name].state == "running"]
-        promised_s = sum(self._costs.seconds(item.config, [_own_step(item.config)]) or 0.0 for item in running)
-        device_s = self._device_s + promised_s * budget.devices_per_trial
+        running = [
+            self._trials[name].config for name in self._since_s if self._history.entries[name].state == "running"
+        ]
+        promised_s = sum(
+            (self._costs.seconds(config, [_own_step(config)]) or 0.0) * budget.devices_of(config) for config in running
+        )
         return Left(
-            trials=(budget.trials or float("inf")) - len(self._history.entries),
+            trials=budget.trials - len(self._history.entries),
             time_s=(budget.time_s or float("inf")) - self._spent_s(),
-            device_s=(budget.device_s or float("inf")) - device_s,
-            devices_per_trial=budget.devices_per_trial,
+            device_s=(budget.device_s or float("inf")) - self._device_s - promised_s,
             seconds=lambda made, steps: self._cost_s(made.drawn, steps),
+            devices=lambda made: budget.devices_of(self._configs.config(made.drawn, self._space.epochs)),
         )
 
     def _cost_s(self, drawn: Drawn, steps: Sequence[Step]) -> float | None:
         if not self._children_go_on():
             steps = [(0, epochs) for _, epochs in steps]
         return self._costs.seconds(self._configs.config(drawn, self._space.epochs), steps)
+
+    def keep_time(self) -> None:
+        """Note how long the run has been driven; called about once a minute, since a driver may be killed."""
+        self._check_lease()
+        self._journal.note_driven(self._spent_s())
+
+    def _driven(self) -> dict[str, float]:
+        """How long the run has been driven, for the journal: the next start counts on from there."""
+        return {"driven_s": round(self._spent_s(), 3)}
 
     def _spent_s(self) -> float:
         return self._driven_s + time.monotonic() - self._start_s
@@ -255,8 +277,8 @@ class Book:
         """How the run stands."""
         finished, failed = self._history.count("finished"), self._history.count("failed")
         spent_s = self._spent_s()
-        missing = self._budget.trials - finished - failed if self._budget.trials else None
-        eta_s = spent_s / (finished + failed) * missing if missing is not None and finished + failed else None
+        missing = self._budget.trials - finished - failed
+        eta_s = spent_s / (finished + failed) * missing if finished + failed else None
         if self._budget.time_s is not None:
             eta_s = min(eta_s if eta_s is not None else float("inf"), max(0.0, self._budget.time_s - spent_s))
         return Standing(
@@ -310,7 +332,7 @@ def _record(attributes: dict[str, Any], config: TrialConfig, state: TrialState) 
     return TrialRecord(
         trial=attributes["trial"],
         status=status,
-        reason=attributes.get("reason", ""),
+        reason=attributes.get(OUTCOME, {}).get("reason", ""),
         parameters=attributes["parameters"],
         config=config.model_dump(),
         lr_suggestion=attributes["lr_suggestion"],

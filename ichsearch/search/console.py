@@ -1,50 +1,81 @@
 """The lines that a run prints: one an event, each readable on its own.
 
-In: events of a run. Out: text.
+In: facts of a run. Out: text.
 """
 
-import math
 from pathlib import Path
+from typing import NamedTuple
 
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import TEST_FOLD, VALIDATION_FOLD, Split
 from ichsearch.labels import ANY
-from ichsearch.search.book import FAILED, Started
-from ichsearch.search.run_folder import RunFolder
+from ichsearch.search.book import Standing, Started
 from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lr_finder import LrCurve
-from ichsearch.train.metrics import better
-from ichsearch.train.trial import TrialResult, read_result
+from ichsearch.train.trial import TrialResult
+
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
 
 
 def opening(space: Space, folder: Path, dashboard: str) -> str:
     """Which run this is, and where to watch it."""
     where = f" · Ray dashboard {dashboard} (token in ~/.ray/auth_token)" if dashboard else ""
-    return f"run {space.name} in {folder}: {_count(space.trials, 'trial')} of {_count(space.epochs, 'epoch')}{where}"
+    budget = f" in {duration(space.time_s)}" if space.time_s else ""
+    length = f"up to {_count(space.epochs, 'epoch')}"
+    return f"run {space.name} in {folder}: {_count(space.trials, 'trial')} of {length}{budget}{where}"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def going_on(done: int, space: Space) -> str:
+def duration(seconds: float) -> str:
+    """A time as a person says it: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    whole = round(seconds)
+    if whole < MINUTE_S:
+        return f"{whole} s"
+    if whole < HOUR_S:
+        return f"{round(whole / MINUTE_S)} min"
+    if whole < DAY_S:
+        return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} min"
+    return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
+
+
+def going_on(standing: Standing) -> str:
     """What an earlier start of this run left."""
-    return f"going on: {done} of {_count(space.trials, 'trial')} done"
+    done = standing.finished + standing.failed
+    return f"going on: {done} of {_count(standing.trials, 'trial')} done"
 
 
-def data_summary(slices: SliceSet, split: Split) -> str:
-    """How many slices and patients each part has, and which labels are too rare."""
+class Part(NamedTuple):
+    """One part of the data."""
+
+    name: str
+    slices: int
+    patients: int
+    positive: int
+
+
+def data_parts(slices: SliceSet, split: Split) -> list[Part]:
+    """How many slices and patients the run trains on, is judged by, and leaves alone."""
     folds, positive = split.fold_of(slices.table), slices.labels[:, -1] == 1
     patients = slices.table["patient"]
-    parts = []
-    for name, part in (
-        ("training", folds > VALIDATION_FOLD),
-        ("validation", folds == VALIDATION_FOLD),
-        ("test", folds == TEST_FOLD),
-    ):
-        parts.append(f"{name} {part.sum()} ({patients[part].nunique()} patients, {(part & positive).sum()} {ANY})")
-    text = f"slices by patient: {', '.join(parts)}"
+    masks = {
+        "training": folds > VALIDATION_FOLD,
+        "validation": folds == VALIDATION_FOLD,
+        "test": folds == TEST_FOLD,
+    }
+    return [
+        Part(name, int(part.sum()), patients[part].nunique(), int((part & positive).sum()))
+        for name, part in masks.items()
+    ]
+
+
+def data_summary(parts: list[Part], slices: SliceSet, split: Split) -> str:
+    """How many slices and patients each part has, and which labels are too rare."""
+    shown = [f"{part.name} {part.slices} ({part.patients} patients, {part.positive} {ANY})" for part in parts]
+    text = f"slices by patient: {', '.join(shown)}"
     if unknown := int((~slices.table["patient_known"]).sum()):
         text += f"\n{unknown} slices have no PatientID: their study counts as the patient"
     if slices.streams:
@@ -87,8 +118,11 @@ def lr_line(curve: LrCurve) -> str:
 
 
 def started_line(started: Started) -> str:
-    """Which configuration a trial tries."""
-    return f"trial {started.record.trial} started   {_parameters(started)}"
+    """Which configuration a trial tries, and whether it was promoted."""
+    record, epochs = started.record, _count(started.config.epochs, "epoch")
+    if record.parent is None:
+        return f"trial {record.trial} started   {epochs} · {_parameters(started)}"
+    return f"trial {record.trial} promoted  {epochs}, from trial {record.parent} · {_parameters(started)}"
 
 
 def _parameters(started: Started) -> str:
@@ -105,28 +139,37 @@ def _short(value: object) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
-def ended_line(started: Started, result: TrialResult | None, reason: str, folder: RunFolder, space: Space) -> str:
-    """How a trial ended, and the best so far."""
+def ended_line(started: Started, result: TrialResult | None, reason: str, standing: Standing, metric: str) -> str:
+    """How a trial ended, the best so far, and how long the run goes on."""
     name = started.record.trial
     if result is None:
         head = f"trial {name} failed    {reason}"
     else:
         head = (
-            f"trial {name} finished  {space.metric} {result.score:.3f} (epoch {result.best_epoch} of {space.epochs}) "
-            f"in {result.seconds:.0f} s, {result.images_per_s:.0f} images/s"
+            f"trial {name} finished  {metric} {result.score:.3f} (epoch {result.best_epoch} of "
+            f"{started.config.epochs}) in {duration(result.seconds)}, {result.images_per_s:.0f} images/s"
         )
-    records = folder.records()
-    ended = sum(record.status in ("finished", FAILED) for record in records)
-    best_name, best_score = best_trial(folder, space)
-    best = f" · best {best_score:.3f} (trial {best_name})" if best_name else ""
-    return f"{head}{best} · {ended} of {space.trials}"
+    return " · ".join([head, *standing_parts(standing)])
 
 
-def best_trial(folder: RunFolder, space: Space) -> tuple[str, float]:
-    """Name and score of the best finished trial; ('', nan) when there is none."""
-    name, score = "", None
-    for record in folder.records():
-        result = read_result(folder.trial(record.trial))
-        if result and better(space.metric, result.score, score):
-            name, score = record.trial, result.score
-    return name, math.nan if score is None else score
+def standing_parts(standing: Standing) -> list[str]:
+    """Best so far, how many of how many, how long it will take, what is left of the budgets."""
+    ended = standing.finished + standing.failed
+    parts = [f"best {standing.best[1]:.3f} (trial {standing.best[0]})"] if standing.best else []
+    parts.append(f"{ended} of {standing.trials}")
+    if standing.eta_s is not None and not standing.why_done:
+        parts.append(f"about {duration(standing.eta_s)} to go")
+    if standing.time_s is not None:
+        parts.append(f"{duration(max(0.0, standing.time_s - standing.spent_s))} of time left")
+    if standing.device_limit_s is not None:
+        left_s = max(0.0, standing.device_limit_s - standing.device_s)
+        parts.append(f"{left_s / HOUR_S:.3g} device hours left")
+    return parts
+
+
+def closing(standing: Standing, leaderboard: Path, more: str) -> str:
+    """Why the run has ended, where its results are, and the command that goes on with it."""
+    failed = f", {standing.failed} of them without a score" if standing.failed else ""
+    ended = _count(standing.finished + standing.failed, "trial")
+    why = f"{standing.why_done}: " if standing.why_done else ""
+    return f"{why}{ended}{failed}\nleaderboard: {leaderboard}\nto go on: {more}"

@@ -29,12 +29,17 @@ class Entry:
 
 @dataclass
 class History:
-    """All trials, in the order in which they started."""
+    """All trials, in the order in which they started.
 
+    `rungs` are those of the search as it is now, ascending. A trial of an earlier one that ended between two of them
+    counts at the lower one; one that is shorter than all of them at none. Without `rungs` each length is one.
+    """
+
+    rungs: Sequence[int] = ()
     entries: dict[str, Entry] = field(default_factory=dict)
     promoted: set[str] = field(default_factory=set)
     _places: dict[str, int] = field(init=False, default_factory=dict)
-    _rungs: dict[int, dict[str, Entry]] = field(init=False, default_factory=lambda: defaultdict(dict))
+    _visitors: dict[int, dict[str, Entry]] = field(init=False, default_factory=lambda: defaultdict(dict))
     _finished: dict[int, list[Entry]] = field(init=False, default_factory=lambda: defaultdict(list))
     _all_finished: list[Entry] = field(init=False, default_factory=list)
 
@@ -51,14 +56,14 @@ class History:
         self._keep(ended)
         if loss is not None:
             insort(self._all_finished, ended, key=self._order)
-            if ended.configuration:
-                insort(self._finished[ended.epochs], ended, key=self._order)
+            if (rung := self.rung_of(ended)) is not None:
+                insort(self._finished[rung], ended, key=self._order)
         return ended
 
     def _keep(self, entry: Entry) -> None:
         self.entries[entry.trial] = entry
-        if entry.configuration:
-            self._rungs[entry.epochs][entry.trial] = entry
+        if (rung := self.rung_of(entry)) is not None:
+            self._visitors[rung][entry.trial] = entry
 
     def _order(self, entry: Entry) -> tuple[float, int]:
         return loss_of(entry), self._places[entry.trial]
@@ -67,13 +72,21 @@ class History:
         """How many trials are in a state."""
         return sum(entry.state == state for entry in self.entries.values())
 
-    def rungs(self) -> list[int]:
+    def rung_of(self, entry: Entry) -> int | None:
+        """The rung that a trial counts at; None at none, or outside the space."""
+        if entry.configuration is None:
+            return None
+        if not self.rungs:
+            return entry.epochs
+        return max((rung for rung in self.rungs if rung <= entry.epochs), default=None)
+
+    def visited(self) -> list[int]:
         """All rungs that trials of the space have visited, the highest first."""
-        return sorted(self._rungs, reverse=True)
+        return sorted(self._visitors, reverse=True)
 
     def at(self, epochs: int) -> list[Entry]:
         """The trials of a rung that the space could have proposed, running ones included."""
-        return list(self._rungs[epochs].values()) if epochs in self._rungs else []
+        return list(self._visitors[epochs].values()) if epochs in self._visitors else []
 
     def finished(self, epochs: int) -> Sequence[Entry]:
         """The finished trials of a rung, the best first; equal ones in the order of their start."""

@@ -20,6 +20,9 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 RUNS: Final = "runs"
 """The constraint that a configuration violates if it cannot be run."""
 SPACE: Final = "space"
+DRIVEN: Final = "driven_s"
+OUTCOME: Final = "outcome"
+"""What is known of a trial that has ended, in one attribute: an append to the journal waits for the disk."""
 
 
 class Place(NamedTuple):
@@ -57,34 +60,30 @@ class Journal:
         trial_id = self._storage.create_new_trial(study._study_id, template_trial=running)
         return Place(study.study_name, self._storage.get_trial(trial_id).number)
 
-    def finish(self, place: Place, score: float, attributes: dict[str, Any]) -> None:
+    def finish(self, place: Place, score: float, outcome: dict[str, Any]) -> None:
         """Append what a trial gave."""
-        self._note(place, attributes)
+        self._storage.set_trial_user_attr(self._id(place), OUTCOME, outcome)
         self._studies[place.study].tell(place.number, score)
 
-    def fail(self, place: Place, reason: str, attributes: dict[str, Any]) -> None:
+    def fail(self, place: Place, outcome: dict[str, Any]) -> None:
         """Append that a configuration cannot be run: a violated constraint, which samplers steer away from.
 
         The state is PRUNED because a failed trial has no value, and FAIL would be ignored by the sampler.
         """
-        self._note(place, {"reason": reason, **attributes})
+        self._storage.set_trial_user_attr(self._id(place), OUTCOME, outcome)
         study = self._studies[place.study]
         if RUNS not in self._storage.get_trial(self._id(place)).constraints:  # a dead driver came no further
             optuna.Trial(study, self._id(place)).set_constraint(RUNS, 1.0)
         study.tell(place.number, state=TrialState.PRUNED)
 
-    def spent(self, seconds: float | None = None) -> float:
-        """How long the run has been driven in all, in seconds; noted if it is given."""
-        first = next(iter(self._studies.values()), None)
-        if first is None:
-            return 0.0
-        if seconds is not None:
-            first.set_user_attr("driven_s", round(seconds, 3))
-        return float(first.user_attrs.get("driven_s", 0.0))
+    def note_driven(self, seconds: float) -> None:
+        """Append how long the run has been driven in all."""
+        if (first := next(iter(self._studies.values()), None)) is not None:
+            first.set_user_attr(DRIVEN, round(seconds, 3))
 
-    def _note(self, place: Place, attributes: dict[str, Any]) -> None:
-        for key, value in attributes.items():
-            self._storage.set_trial_user_attr(self._id(place), key, value)
+    def driven_s(self) -> float:
+        """What was noted last, in seconds."""
+        return max((study.user_attrs.get(DRIVEN, 0.0) for study in self._studies.values()), default=0.0)
 
     def _id(self, place: Place) -> int:
         study_id = self._studies[place.study]._study_id

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ichsearch.search.history import History
-from ichsearch.search.promotion import promotable
+from ichsearch.search.promotion import due_promotions, promotable
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.sections import Keep
 from ichsearch.train.lineage import STATE, WEIGHTS
@@ -33,7 +33,7 @@ class Keeper:
         for trial in set(finished) - {*best, *hopeful, *in_use}:
             self._remove(trial)
         if self._keep.disk_gb is not None:
-            due = {trial for trial, before in hopeful.items() if before < 1 / self._eta}
+            due = {entry.trial for entry in due_promotions(history, self._rungs, self._eta)}
             least_first = [*sorted(hopeful.keys() - set(best), key=lambda trial: -hopeful[trial]), *reversed(best)]
             fixed = {*best[:1], *due, *in_use}
             self._make_room([trial for trial in least_first if trial not in fixed], self._keep.disk_gb * 1e9)

@@ -15,14 +15,14 @@ from ichsearch.search.drawing import Configuration, cells
 Kind = tuple[object, ...]
 FEW: Final = 10
 """So many values of a number are tried one by one, like choices."""
-SHARE: Final = 0.01
-"""Of a space that is near to those tried, all in all: enough to keep a model from asking for what it knows. A share of
-1 leaves it next to nothing round the best of two axes: 13 % of the configurations were the model's, now 67 %.
-"""
 
 
 class Neighbourhood:
-    """The configurations that were tried, each with a cube round it; the more there are, the smaller these are."""
+    """The configurations that were tried.
+
+    A new one must keep the distance that as many evenly spread ones would have: half the side of a cube that holds one
+    of them. The more there are, the nearer it may come. A model alone asks for what it knows already.
+    """
 
     def __init__(self) -> None:
         self._same: set[frozenset[tuple[str, Any]]] = set()
@@ -30,7 +30,9 @@ class Neighbourhood:
         self._arrays: dict[Kind, npt.NDArray[np.float64]] = {}
 
     def add(self, made: Configuration) -> None:
-        """Know a configuration."""
+        """Know a configuration; it counts once, however many rungs it has visited."""
+        if self.has(made):
+            return
         kind, numbers = _parts(made)
         self._same.add(frozenset(made.drawn.items()))
         self._tried[kind].append(numbers)
@@ -40,15 +42,15 @@ class Neighbourhood:
         """Whether just this configuration was tried."""
         return frozenset(made.drawn.items()) in self._same
 
-    def is_near(self, made: Configuration) -> bool:
-        """Whether one with the same choices has all its numbers near those of `made`."""
+    def is_near(self, made: Configuration, share: float = 1.0) -> bool:
+        """Whether one with the same choices lies within `share` of that distance, by all its numbers."""
         kind, numbers = _parts(made)
         if kind not in self._tried:
             return False
         if kind not in self._arrays:
             self._arrays[kind] = np.asarray(self._tried[kind])
         tried = self._arrays[kind]
-        radius = 0.5 * (SHARE / len(tried)) ** (1 / len(numbers)) if numbers else 0.0
+        radius = share * 0.5 * len(tried) ** (-1 / len(numbers)) if numbers else 0.0
         return bool((np.abs(tried - np.asarray(numbers)) <= radius).all(axis=1).any())
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from scipy.special import ndtr, ndtri
+from scipy.special import expit, ndtr, ndtri
 
 from ichsearch.search.drawing import Configuration, Draw, alike, at_share, cells, drawn_by
 
@@ -27,7 +27,11 @@ WIDEST: Final = 0.2
 
 
 def better_ones(
-    draw: Draw, ranked: Sequence[Configuration], others: Sequence[Configuration], random: np.random.Generator
+    draw: Draw,
+    ranked: Sequence[Configuration],
+    others: Sequence[Configuration],
+    failures: "Failures",
+    random: np.random.Generator,
 ) -> Iterator[Configuration]:
     """Configurations that are likely among the good ones, without end.
 
@@ -35,13 +39,31 @@ def better_ones(
         draw: the space's.
         ranked: configurations with a loss, the best first.
         others: those that failed, or that still run: nothing like them is wanted.
+        failures: what will hardly run is hardly good.
         random: decides all.
     """
     number_good = min(math.ceil(GOOD_SHARE * len(ranked)), MOST_GOOD)
     good, bad = Mixture(ranked[:number_good]), Mixture([*ranked[number_good:], *others])
     while True:
-        candidates = [good.draw(draw, random) for _ in range(CANDIDATES)]
-        yield candidates[int(np.argmax(good.log_densities(candidates) - bad.log_densities(candidates)))]
+        made = [good.draw(draw, random) for _ in range(CANDIDATES)]
+        runs = np.log1p(-failures.chances(made))
+        yield made[int(np.argmax(good.log_densities(made) - bad.log_densities(made) + runs))]
+
+
+class Failures:
+    """How likely a configuration cannot be run, from those that failed and those that ran."""
+
+    def __init__(self, failed: Sequence[Configuration], ran: Sequence[Configuration]) -> None:
+        self._failed, self._ran = Mixture(failed), Mixture(ran)
+        self._log_odds = math.log(len(failed) / max(len(ran), 1)) if failed else -math.inf
+
+    def chances(self, made: Sequence[Configuration]) -> FloatArray:
+        """Of each configuration, (M,), in [0, 1); 0 as long as nothing failed."""
+        if self._log_odds == -math.inf:
+            return np.zeros(len(made))
+        odds = self._log_odds + self._failed.log_densities(made) - self._ran.log_densities(made)
+        chances: FloatArray = np.minimum(expit(odds), 1 - 1e-9)
+        return chances
 
 
 class Mixture:

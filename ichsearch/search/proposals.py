@@ -16,12 +16,13 @@ from scipy.stats import qmc
 from ichsearch.search.drawing import Configuration, Draw, Drawn, chosen_by, drawn_by, has_values
 from ichsearch.search.history import History, known
 from ichsearch.search.near import Neighbourhood
-from ichsearch.search.parzen import FloatArray, better_ones
+from ichsearch.search.parzen import Failures, FloatArray, better_ones
 
 Sampler = Literal["tpe", "random", "qmc"]
 FEWEST_RESULTS: Final = 10
-"""The model of a rung needs this many finished trials: Optuna's own number of start-up trials."""
-MODEL_ATTEMPTS: Final = 10
+"""The model of a rung needs so many trials that ended: Optuna's own number of start-up trials."""
+MODEL_ATTEMPTS: Final = 20
+"""A model that insists for half of them may then come nearer and nearer to what was tried."""
 SPREAD_ATTEMPTS: Final = 256
 """So many points are looked at for one away from all that was tried."""
 
@@ -71,29 +72,48 @@ class Proposer:
     def _look(self) -> None:
         """Know what has started since."""
         for entry in islice(self._history.entries.values(), self._seen, None):
-            if entry.configuration is not None:
-                self._tried.add(entry.configuration)
+            if self._history.rung_of(entry) is not None:
+                self._tried.add(known(entry))
         self._seen = len(self._history.entries)
 
     def _sampled(self, number: int) -> Proposal | None:
         random = np.random.default_rng([self._seed, number])
-        if self._sampler == "tpe" and random.random() >= self._random_share and (ranked := self._ranked()):
-            for made in islice(better_ones(self._draw, *ranked, random), MODEL_ATTEMPTS):
-                if self._allowed(made) and not self._tried.is_near(made):
-                    return Proposal(made, None)
+        if self._sampler == "tpe":
+            return self._modelled(random) if random.random() >= self._random_share else self._spread(random)
         if self._sampler == "random":
-            return self._spread((None, point) for point in random.random((SPREAD_ATTEMPTS, len(self._names))))
-        start = max((entry.point + 1 for entry in self._history.roots() if entry.point is not None), default=0)
-        return self._spread(enumerate(self._points(start), start=start))
+            return self._away((None, point) for point in random.random((SPREAD_ATTEMPTS, len(self._names))))
+        return self._spread(random)
 
-    def _spread(self, points: Iterable[tuple[int | None, FloatArray]]) -> Proposal | None:
+    def _modelled(self, random: np.random.Generator) -> Proposal | None:
+        if (ranked := self._ranked()) is not None:
+            better = better_ones(self._draw, *ranked, self._failures(), random)
+            for attempt, made in enumerate(islice(better, MODEL_ATTEMPTS)):
+                distance = min(1.0, 2 - 2 * attempt / MODEL_ATTEMPTS)
+                if self._allowed(made) and not self._tried.is_near(made, distance):
+                    return Proposal(made, None)
+        return self._spread(random)
+
+    def _spread(self, random: np.random.Generator) -> Proposal | None:
+        """A point of the sequence; with a model, the rarer the more likely it fails."""
+        start = max((entry.point + 1 for entry in self._history.roots() if entry.point is not None), default=0)
+        points = enumerate(self._points(start), start=start)
+        if self._sampler != "tpe":
+            return self._away(points)
+        failures = self._failures()
+        return self._away(points, lambda made: random.random() < failures.chances([made])[0])
+
+    def _away(
+        self,
+        points: Iterable[tuple[int | None, FloatArray]],
+        is_left_out: Callable[[Configuration], bool] = lambda made: False,
+    ) -> Proposal | None:
         """A point away from all that was tried; in a space that is full of these, one that is none of them."""
         beside: Proposal | None = None
         for place, point in points:
             made = drawn_by(self._draw, chosen_by(self._named(point)))
             if not self._allowed(made):
                 continue
-            if not self._tried.is_near(made):
+            if not self._tried.is_near(made) and not is_left_out(made):
                 return Proposal(made, place)
             if beside is None and not self._tried.has(made):
                 beside = Proposal(made, place)
@@ -125,11 +145,16 @@ class Proposer:
     def _named(self, point: FloatArray) -> dict[str, float]:
         return dict(zip(self._names, point.tolist(), strict=True))
 
+    def _failures(self) -> Failures:
+        ran = [entry for entry in self._history.roots() if entry.state == "finished" and entry.configuration]
+        return Failures([known(entry) for entry in self._history.failed()], [known(entry) for entry in ran])
+
     def _ranked(self) -> tuple[list[Configuration], list[Configuration]] | None:
         """Of the highest rung with enough results: configurations, best first, and those without hope."""
-        for epochs in self._history.rungs():
+        for epochs in self._history.visited():
             finished = self._history.finished(epochs)
-            if len(finished) >= FEWEST_RESULTS:
+            ended = sum(entry.state != "running" for entry in self._history.at(epochs))
+            if finished and ended >= FEWEST_RESULTS:
                 others = [*self._history.failed(), *self._history.running(epochs)]
                 return [known(entry) for entry in finished], [known(entry) for entry in others]
         return None

@@ -1,8 +1,11 @@
-"""What a trial takes of a node, and how many trials the live cluster has room for.
+"""What a trial takes of a node, and whether the live cluster has room for one more.
 
-In: the space's resources, Ray's list of nodes. Out: a resource request, and whether a slot is free.
+In: the space's resources, Ray's list of nodes, what backbones need of a GPU. Out: a request a backbone, at most three
+different ones a run; and whether a slot is free.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ray
@@ -10,18 +13,46 @@ import ray
 from ichsearch.errors import ConfigError
 from ichsearch.search.sections import Resources
 
+Request = dict[str, float]
+Node = Mapping[str, float]
+
 TRIALS_PER_CPU_NODE: Final = 4
 """`auto` on a machine without GPUs: more trials at once would each be slow, and the sampler would learn late."""
-
 MAX_CPUS_PER_GPU: Final = 8
+SHARES: Final = (0.25, 0.5, 1.0)
+"""Of a GPU, that `auto` gives to a trial. Three, because a worker goes from trial to trial only among equal requests;
+fractions of two, because shares of that kind leave no rest of a GPU that none fits into."""
+MEMORY_FACTOR: Final = 1.3
+"""Validation and fragments of freed memory come on top of what the LR finder's tensors took."""
+CONTEXT_MB: Final = 1000.0
+"""CUDA's own, in each process."""
+TOLERANCE: Final = 1e-6
+"""Ten trials of 0.1 GPUs fit onto one."""
 
 
-def live_nodes() -> list[dict[str, float]]:
+@dataclass(frozen=True)
+class Requests:
+    """What the trials of a run ask for: `whole` is the most, and what a backbone gets of which nothing is known."""
+
+    whole: Request
+    by_backbone: dict[str, Request] = field(default_factory=dict)
+
+    def of(self, backbone: str) -> Request:
+        """The request of a trial with this backbone."""
+        return self.by_backbone.get(backbone, self.whole)
+
+    @property
+    def least(self) -> Request:
+        """The smallest of all requests."""
+        return min([self.whole, *self.by_backbone.values()], key=_size)
+
+
+def live_nodes() -> list[Node]:
     """Resources of the nodes that are alive now."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def trial_request(resources: Resources, nodes: list[dict[str, float]]) -> dict[str, float]:
+def trial_request(resources: Resources, nodes: Sequence[Node]) -> Request:
     """CPUs and GPUs of one trial, `auto` resolved for the cluster at hand: a GPU a trial where there are any.
 
     Raises:
@@ -38,27 +69,77 @@ def trial_request(resources: Resources, nodes: list[dict[str, float]]) -> dict[s
     return request
 
 
-def _auto_cpus(nodes: list[dict[str, float]], gpus: float) -> float:
+def trial_requests(
+    resources: Resources, nodes: Sequence[Node], memory_mb: Mapping[str, float], gpu_memory_mb: float | None
+) -> Requests:
+    """What each backbone's trials ask for: with `auto`, the smallest share of a GPU whose memory holds them.
+
+    Args:
+        resources: the space's.
+        nodes: of the live cluster.
+        memory_mb: the most that the LR finder saw each backbone take, in 1e6 bytes; others get a whole GPU.
+        gpu_memory_mb: of the smallest GPU; None without one.
+
+    Raises:
+        ConfigError: no node could ever run a trial.
+    """
+    whole = trial_request(resources, nodes)
+    if resources.gpus_per_trial != "auto" or not whole["GPU"] or not gpu_memory_mb:
+        return Requests(whole)
+    cores = _least_share(resources, nodes)
+    shares = {name: gpu_share(taken, gpu_memory_mb, cores) for name, taken in memory_mb.items()}
+    return Requests(
+        whole,
+        {
+            name: trial_request(resources.model_copy(update={"gpus_per_trial": share}), nodes)
+            for name, share in shares.items()
+        },
+    )
+
+
+def gpu_share(memory_mb: float, gpu_memory_mb: float, least: float) -> float:
+    """The smallest of `SHARES`, `least` or more, whose memory holds a trial of which the LR finder saw `memory_mb`."""
+    needed = (MEMORY_FACTOR * memory_mb + CONTEXT_MB) / gpu_memory_mb
+    return min((share for share in SHARES if share >= max(needed, least)), default=SHARES[-1])
+
+
+def _least_share(resources: Resources, nodes: Sequence[Node]) -> float:
+    """Of a GPU: with less, a node would run out of cores before it runs out of GPUs."""
+    cpus = 1 if resources.cpus_per_trial == "auto" else resources.cpus_per_trial
+    return max((cpus * node["GPU"] / node["CPU"] for node in nodes if node.get("GPU") and node.get("CPU")), default=1.0)
+
+
+def _auto_cpus(nodes: Sequence[Node], gpus: float) -> float:
     if gpus:
         per_gpu = min((node.get("CPU", 0.0) / node["GPU"] * gpus for node in nodes if node.get("GPU")), default=1.0)
         return float(max(1, min(MAX_CPUS_PER_GPU, int(per_gpu))))
     return float(max(1, int(_most(nodes, "CPU")) // TRIALS_PER_CPU_NODE))
 
 
-def _most(nodes: list[dict[str, float]], kind: str) -> float:
+def _most(nodes: Iterable[Node], kind: str) -> float:
     return max((node.get(kind, 0.0) for node in nodes), default=0.0)
 
 
-def slots(node: dict[str, float], request: dict[str, float]) -> int:
+def slots(node: Node, request: Request) -> int:
     """How many trials a node has room for."""
-    return min(int(node.get(kind, 0.0) / amount) for kind, amount in request.items() if amount)
+    return min(int(node.get(kind, 0.0) / amount + TOLERANCE) for kind, amount in request.items() if amount)
 
 
-def has_free_slot(request: dict[str, float], running: int) -> bool:
-    """Whether the cluster, as it is now, has room for one more trial beside those that run."""
-    return running < sum(slots(node, request) for node in live_nodes())
+def has_room(nodes: Iterable[Node], running: Iterable[Request], request: Request) -> bool:
+    """Whether nodes have room for `request` beside what runs; Ray is taken to fill them one after the other."""
+    free = [dict(node) for node in nodes]
+    for taken in [*sorted(running, key=_size, reverse=True), request]:
+        place = next((node for node in free if slots(node, taken)), None)
+        if place is None:
+            return False
+        place.update({kind: place.get(kind, 0.0) - amount for kind, amount in taken.items()})
+    return True
 
 
-def as_ray_options(request: dict[str, float]) -> dict[str, Any]:
+def _size(request: Request) -> tuple[float, float]:
+    return request["GPU"], request["CPU"]
+
+
+def as_ray_options(request: Request) -> dict[str, Any]:
     """The request in the words of `ray.remote`."""
     return {"num_cpus": request["CPU"], "num_gpus": request["GPU"]}

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ichsearch.files import read_json, write_json
+from ichsearch.files import read_json, to_json, write_bytes
 from ichsearch.train.config import InputConfig
 
 
@@ -84,8 +84,8 @@ class RunFolder:
         return self.trials / trial
 
     def write_record(self, record: TrialRecord) -> None:
-        """Keep what the search knows of a trial."""
-        write_json(self.trial(record.trial) / "trial.json", record.model_dump())
+        """Show what the search knows of a trial; not waiting for the disk, since the journal knows it, too."""
+        write_bytes(self.trial(record.trial) / "trial.json", to_json(record.model_dump()), durable=False)
 
     def record(self, trial: str) -> TrialRecord | None:
         """What is known of one trial; None if nothing is."""

@@ -3,52 +3,50 @@
 In: a space, data, a run folder, and what to call when something happens. Out: the run folder, filled.
 """
 
-import logging
-import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from math import inf
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import ray
-from ray import tune
-from ray.exceptions import RayError
-from ray.tune import TuneError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ichsearch.data.cache import open_slices
-from ichsearch.data.split import make_split, open_split
-from ichsearch.errors import ClusterError, ConfigError, NoTrialFinishedError, StorageError
+from ichsearch.data.cache import SliceSet, open_slices
+from ichsearch.data.split import VALIDATION_FOLD, Split, make_split, open_split
+from ichsearch.errors import ConfigError, NoTrialFinishedError, StorageError
 from ichsearch.files import read_json
 from ichsearch.model.weights import obtain_weights
-from ichsearch.search import console
-from ichsearch.search.book import Book, Started
+from ichsearch.search import events
+from ichsearch.search.book import Book, Standing
 from ichsearch.search.default_data import phantom_shards
-from ichsearch.search.journal import open_journal
+from ichsearch.search.events import Event
+from ichsearch.search.execution import Execution, run_trials
+from ichsearch.search.journal import open_storage
+from ichsearch.search.lease import Lease, lease
 from ichsearch.search.resolved import differences, save_space
-from ichsearch.search.resources import as_ray_options, has_free_slot, live_nodes, slots, trial_request
-from ichsearch.search.run_folder import RunFolder, lease
-from ichsearch.search.searcher import BookSearcher
+from ichsearch.search.resources import (
+    Request,
+    Requests,
+    as_ray_options,
+    live_nodes,
+    slots,
+    trial_request,
+    trial_requests,
+)
+from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
-from ichsearch.search.worker import Assignment, find_curve, trainable, warm_cache
+from ichsearch.search.worker import Assignment, find_curve, gpu_memory_mb, trainable, warm_cache
 from ichsearch.shards.preprocess import Progress
 from ichsearch.shards.ray_session import fan_out, ray_session
-from ichsearch.train.config import InputConfig
+from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.lr_finder import LrCurve
-from ichsearch.train.trial import TrialResult, read_result
+from ichsearch.train.trial import read_result
 
-RAY_TUNE_SETTINGS: Final = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would end the run with exit code 0
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trial's folder holds its metrics
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the searcher hands out no more than can start
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's pickled state is never read
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
-
+Curves = dict[InputConfig, LrCurve]
 
 FIXED: Final = ("name", "task", "metric", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom")
 """What stays as it was for the whole life of a run: what is there depends on it, or would not be comparable."""
@@ -56,44 +54,57 @@ FIXED: Final = ("name", "task", "metric", "split_seed", "seed", "pretrained", "w
 
 @dataclass(frozen=True)
 class Watchers:
-    """What a run calls: lines for the console, progress of long stages, and writers of the room to the right."""
+    """What a run calls: events, progress of long stages, and writers of the room to the right."""
 
-    say: Callable[[str], None]
+    tell: Callable[[Event], None]
     progress: Progress
     write_leaderboard: Callable[[RunFolder], None]
     draw_curve: Callable[[LrCurve, Path], None]
 
 
+class Outcome(NamedTuple):
+    """A run that has ended."""
+
+    folder: RunFolder
+    shards: Path
+    standing: Standing
+
+
 def run_search(
     space: Space, data: Path | None, out: Path, *, address: str | None, extend: bool, watchers: Watchers
-) -> RunFolder:
-    """Run, or go on with, the search of `space` in `out`, until it has its trials.
+) -> Outcome:
+    """Run, or go on with, the search of `space` in `out`, until it has its trials or its budget is spent.
 
     Raises:
         DataError: the data cannot be read or split.
         ConfigError: the folder holds another run, or one on other data.
         AlreadyRunningError: another driver holds the folder.
         ClusterError: the cluster went away.
+        StorageError: a disk is full.
         NoTrialFinishedError: every trial failed.
     """
     folder = RunFolder(out.resolve())
     _refuse_foreign(folder, space, extend=extend)
     _refuse_unusable(data, space, folder)
-    with lease(folder), ray_session(address) as dashboard:
+    began_s = time.monotonic()
+    with lease(folder.root) as held, ray_session(address) as dashboard:
         if not folder.space.is_file():  # before the first long stage; an extended one is kept when it has proved usable
             save_space(space, folder.space)
-        watchers.say(console.opening(space, folder.root, dashboard))
-        shards = data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)
-        slices = open_slices(shards.resolve(), space.sizes()[0])
+        watchers.tell(events.opened(space, folder.root, dashboard))
+        shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
+        slices = open_slices(shards, space.sizes()[0])
         split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
-        watchers.say(console.data_summary(slices, split))
-        request = trial_request(space.resources, live_nodes())
-        origins, assignment = _prepare(space, folder, shards.resolve(), request, watchers)
+        watchers.tell(events.data(slices, split))
+        whole = trial_request(space.resources, live_nodes())
+        origins, assignment = _prepare(space, folder, shards, whole, watchers)
+        memory_mb = _warm_nodes(space, shards, whole)
         save_space(space, folder.space)
-        curves = _lr_stage(space, assignment, request, watchers)
-        _run_trials(space, assignment, curves, origins, request, watchers)
+        curves = _lr_stage(space, assignment, whole, watchers)
+        requests = trial_requests(space.resources, live_nodes(), _seen_mb(curves), memory_mb)
+        book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
+        _run_trials(space, book, assignment, requests, watchers)
     _require_a_result(folder)
-    return folder
+    return Outcome(folder, shards, book.standing())
 
 
 def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
@@ -101,7 +112,7 @@ def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
     if folder.root.exists() and not folder.root.is_dir():
         raise ConfigError(f"--out must be a folder, but {folder.root} is a file; give another --out")
     if not folder.space.is_file():
-        if folder.root.is_dir() and {path.name for path in folder.root.iterdir()} - {"run.lock"}:
+        if folder.root.is_dir() and {path.name for path in folder.root.iterdir()} - {"run.lock", "lease.json"}:
             raise ConfigError(f"--out must be a new folder or a run, but {folder.root} holds other files")
         return
     found = differences(load_space(folder.space), space)
@@ -128,37 +139,56 @@ def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None
 
 
 def _prepare(
-    space: Space, folder: RunFolder, shards: Path, request: dict[str, float], watchers: Watchers
+    space: Space, folder: RunFolder, shards: Path, whole: Request, watchers: Watchers
 ) -> tuple[dict[str, str], Assignment]:
-    """Fetch the start weights, and decode the slices on every node that can run a trial."""
+    """Fetch the start weights; where they come from, and what workers must know."""
     source = Path(space.weights_folder) if space.weights_folder else None
     weights = {
         name: obtain_weights(name, space.pretrained, folder.weights, source, space.sizes())
         for name in space.backbones()
     }
     origins = {name: start.origin for name, start in weights.items()}
-    watchers.say(console.weights_summary(origins))
+    watchers.tell(events.weights(origins))
+    paths = {name: start.path for name, start in weights.items()}
+    limit_s = inf if space.trial_limit_s is None else space.trial_limit_s
+    return origins, Assignment(shards, folder, paths, int(whole["CPU"]), space.lr_finder.steps, limit_s)
+
+
+def _warm_nodes(space: Space, shards: Path, whole: Request) -> float | None:
+    """Decode the slices on every node that can run a trial; memory of the smallest GPU, in 1e6 bytes."""
+    memory_mb: list[float] = []
     for node in ray.nodes():
-        if node["Alive"] and slots(node["Resources"], request):
+        if node["Alive"] and slots(node["Resources"], whole):
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             list(fan_out(warm_cache, space.sizes(), shards, scheduling_strategy=here))
-    paths = {name: start.path for name, start in weights.items()}
-    return origins, Assignment(shards, folder, paths, int(request["CPU"]), space.lr_finder.steps)
+            gpus = range(int(node["Resources"].get("GPU", 0.0)))
+            memory_mb += [size for size in fan_out(gpu_memory_mb, gpus, scheduling_strategy=here) if size]
+    return min(memory_mb, default=None)
 
 
-def _lr_stage(
-    space: Space, assignment: Assignment, request: dict[str, float], watchers: Watchers
-) -> dict[InputConfig, LrCurve]:
+def _seen_mb(curves: Curves) -> dict[str, float]:
+    """The most GPU memory that the LR finder saw each backbone take; one that it failed with gets none."""
+    seen: dict[str, float] = {}
+    for config, curve in curves.items():
+        seen[config.backbone] = max(seen.get(config.backbone, 0.0), inf if curve.memory_mb is None else curve.memory_mb)
+    return seen
+
+
+def _train_slices(slices: SliceSet, split: Split) -> int:
+    return int((split.fold_of(slices.table) > VALIDATION_FOLD).sum())
+
+
+def _lr_stage(space: Space, assignment: Assignment, whole: Request, watchers: Watchers) -> Curves:
     """The LR finder's curve of every configuration that needs one; those of an earlier start are kept."""
     configs = space.input_configs()
     curves = {config: curve for config in configs if (curve := _known_curve(config, assignment))}
     missing = [config for config in configs if config not in curves]
     if missing:
-        watchers.say(console.lr_opening(len(missing)))
-    for curve in fan_out(find_curve, missing, assignment, **as_ray_options(request)):
+        watchers.tell(events.lr_stage(len(missing)))
+    for curve in fan_out(find_curve, missing, assignment, **as_ray_options(whole)):
         curves[curve.config] = curve
         watchers.draw_curve(curve, assignment.folder.curve(curve.config).with_suffix(".png"))
-        watchers.say(console.lr_line(curve))
+        watchers.tell(events.lr(curve))
     return curves
 
 
@@ -171,63 +201,53 @@ def _known_curve(config: InputConfig, assignment: Assignment) -> LrCurve | None:
     return curve if curve.pretrained == (assignment.weights[config.backbone] is not None) else None
 
 
-def _run_trials(
+def _open_book(
     space: Space,
-    assignment: Assignment,
-    curves: dict[InputConfig, LrCurve],
+    folder: RunFolder,
+    held: Lease,
+    began_s: float,
+    curves: Curves,
     origins: dict[str, str],
-    request: dict[str, float],
-    watchers: Watchers,
-) -> None:
-    folder = assignment.folder
-    book = Book(space, folder, open_journal(folder.journal), lambda config: curves[config].lr, origins)
-    watchers.write_leaderboard(folder)
-    if done := sum(record.status != "running" for record in folder.records()):
-        watchers.say(console.going_on(done, space))
+    requests: Requests,
+    train_slices: int,
+) -> Book:
+    def images_per_s(config: TrialConfig) -> float | None:
+        curve = curves.get(space.input_config(config.model_dump()))
+        return curve.images_per_s if curve else None
 
-    def on_start(started: Started) -> None:
-        watchers.say(console.started_line(started))
+    return Book(
+        space,
+        folder,
+        open_storage(folder.journal),
+        suggest_lr=lambda config: curves[config].lr,
+        weights_of=origins,
+        images_per_s=images_per_s,
+        train_slices=train_slices,
+        devices_of=lambda config: requests.of(config.backbone)["GPU"] or 1.0,
+        check_lease=held.check,
+        began_s=began_s,
+    )
 
-    def on_end(started: Started, result: TrialResult | None, reason: str) -> None:
-        watchers.write_leaderboard(folder)
-        watchers.say(console.ended_line(started, result, reason, folder, space))
 
-    searcher = BookSearcher(book, folder, partial(has_free_slot, request), on_start, on_end)
-    os.environ.update(RAY_TUNE_SETTINGS)
-    # Ray prints the traceback of every failed trial; ours stands in the trial's error.txt, its reason on the console.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="ichsearch-tune-") as scratch:
-        try:
-            _tuner(space, assignment, searcher, request, scratch).fit()
-        except (RayError, TuneError, ConnectionError) as error:
-            raise ClusterError(f"the cluster was lost ({type(error).__name__}); run the same command again") from error
-    if searcher.disk_full:
+def _run_trials(space: Space, book: Book, assignment: Assignment, requests: Requests, watchers: Watchers) -> None:
+    folder, before = assignment.folder, book.standing()
+    if before.finished + before.failed:
+        watchers.tell(events.resumed(before))
+    execution = Execution(
+        name=space.name,
+        metric=space.metric,
+        folder=folder,
+        requests=requests,
+        max_retries=space.max_retries,
+        trial=trainable(assignment),
+        tell=watchers.tell,
+        write_leaderboard=watchers.write_leaderboard,
+    )
+    if not run_trials(book, execution):
         free = shutil.disk_usage(folder.root).free
         raise StorageError(
             f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
         )
-
-
-def _tuner(
-    space: Space, assignment: Assignment, searcher: BookSearcher, request: dict[str, float], scratch: str
-) -> tune.Tuner:
-    bundle = {kind: amount for kind, amount in request.items() if amount}
-    return tune.Tuner(
-        tune.with_resources(trainable(assignment), tune.PlacementGroupFactory([bundle])),
-        tune_config=tune.TuneConfig(
-            search_alg=searcher,
-            num_samples=-1,
-            reuse_actors=True,
-            trial_name_creator=lambda trial: f"trial-{trial.config['trial']}",
-            trial_dirname_creator=lambda trial: trial.config["trial"],
-        ),
-        run_config=tune.RunConfig(
-            name=space.name,
-            storage_path=scratch,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=space.max_retries),
-        ),
-    )
 
 
 def _require_a_result(folder: RunFolder) -> None:

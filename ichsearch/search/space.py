@@ -111,6 +111,16 @@ class Space(Section):
         return self
 
     def _check_rungs(self) -> None:
+        if self.schedule == "whole" and self.promotion.child == "restart":
+            raise SpaceRuleError(
+                ("promotion", "child"),
+                "with schedule whole a child goes on with its parent's cycle, but child is restart; say continue, "
+                "or schedule: per_rung",
+            )
+        if self.strategy == "grid" and self.first_trials:
+            raise SpaceRuleError(
+                ("first_trials",), "strategy grid tries every combination in order; remove first_trials, or say full"
+            )
         first = self.promotion.first_epochs
         if first != "auto" and first > self.epochs:
             raise SpaceRuleError(
@@ -192,12 +202,15 @@ class Space(Section):
             )
 
     def rungs(self) -> tuple[int, ...]:
-        """Epochs at which trials are judged, rising: first, first · eta, first · eta² … and full length."""
+        """Epochs at which trials are judged, rising: first, first · eta, first · eta² … and full length.
+
+        With fewer trials than rungs the lowest are left out, so that one trial can reach the full length.
+        """
         if self.strategy != "promote":
             return (self.epochs,)
         first = self.promotion.first_epochs
         least = first if first != "auto" else 1 + (self._frozen_epochs() if self.schedule == "per_rung" else 0)
-        return rungs_of(self.epochs, self.promotion.eta, least)
+        return rungs_of(self.epochs, self.promotion.eta, least)[-self.trials :]
 
     def draw(self, trial: Suggests) -> dict[str, Scalar]:
         """The value of every parameter that counts, as the trial's sampler proposes it; `lr` may be a factor."""

@@ -3,13 +3,13 @@
 In: the history and what the budget has room for. Out: a decision; the same for the same history.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ichsearch.search.drawing import Configuration
 from ichsearch.search.history import Entry, History, known
-from ichsearch.search.promotion import climbs, due_promotion, leader, missing_steps, next_rung
+from ichsearch.search.promotion import climbs, due_promotions, leaders, missing_steps
 from ichsearch.search.proposals import Proposal, Proposer
 
 
@@ -56,9 +56,9 @@ class Strategy:
         return self._due(room) or self._new(number, room)
 
     def _due(self, room: Room) -> Promotion | None:
-        parent = due_promotion(self._history, self._rungs, self._eta)
-        if parent is not None and self._fits(parent, room):
-            return self._promotion(parent)
+        due = due_promotions(self._history, self._rungs, self._eta)
+        if (promotion := self._first_that_fits(due, room)) is not None:
+            return promotion
         return self._next_climb(room) if room.trials < len(self._rungs) else None
 
     def _new(self, number: int, room: Room) -> Decision:
@@ -70,19 +70,18 @@ class Strategy:
             return climb
         return proposal if room.has(proposal.configuration, way[:1]) else "no_room"
 
-    def _promotion(self, parent: Entry) -> Promotion:
-        return Promotion(parent, next_rung(self._rungs, parent.epochs))
-
     def _next_climb(self, room: Room) -> Promotion | None:
-        best = leader(self._history, self._rungs)
-        return self._promotion(best) if best is not None and self._fits(best, room) else None
+        return self._first_that_fits(leaders(self._history, self._rungs), room)
 
-    def _fits(self, parent: Entry, room: Room) -> bool:
-        return room.has(known(parent), [(parent.epochs, next_rung(self._rungs, parent.epochs))])
+    def _first_that_fits(self, parents: Iterable[Entry], room: Room) -> Promotion | None:
+        """The best trial whose next rung the budget has room for: the best of all may be too dear."""
+        for parent in parents:
+            step = climbs(self._rungs, parent.epochs)[0]
+            if room.has(known(parent), [step]):
+                return Promotion(parent, step[1])
+        return None
 
     def _room_to_explore(self, room: Room) -> bool:
-        """Whether a first rung fits in beside the leader's way to the top."""
-        best = leader(self._history, self._rungs)
-        if best is None:
-            return True
-        return room.has(known(best), [(0, self._rungs[0]), *climbs(self._rungs, best.epochs)])
+        """Whether a first rung fits in beside some trial's way to the top."""
+        ways = [(known(entry), climbs(self._rungs, entry.epochs)) for entry in leaders(self._history, self._rungs)]
+        return not ways or any(room.has(configuration, [(0, self._rungs[0]), *way]) for configuration, way in ways)

@@ -4,6 +4,7 @@ In: paths and configurations. Out: files in the run folder.
 """
 
 import errno
+import math
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +18,17 @@ from ichsearch.data.split import Split
 from ichsearch.errors import IchsearchError
 from ichsearch.files import read_json, write_json, write_text
 from ichsearch.search.run_folder import RunFolder
+from ichsearch.search.watchdog import LEAST_GRACE_S, ended_when_hung, hangs_after_s, has_hung
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
 from ichsearch.train.lr_finder import FALLBACK_LR, LrCurve, find_lr
-from ichsearch.train.trial import run_trial
+from ichsearch.train.trial import TrialResult, run_trial
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 CHECKPOINT_EVERY_S: Final = 300.0
 """Within epochs too: those of a large cohort take hours."""
 NO_ROOM: Final = "disk full"
 """The reason of a trial that says nothing about its configuration: it is run again when there is room."""
+TIMED_OUT: Final = "timed_out"
 
 
 class Assignment(NamedTuple):
@@ -36,11 +39,18 @@ class Assignment(NamedTuple):
     weights: dict[str, Path | None]
     threads: int
     lr_steps: int
+    limit_s: float = math.inf
+    least_grace_s: float = LEAST_GRACE_S
 
 
 def warm_cache(size: int, shards: Path) -> int:
     """Decode the slices into this node's cache; returns their number."""
     return len(open_slices(shards, size).hu)
+
+
+def gpu_memory_mb(gpu: int) -> float | None:
+    """Memory of this node's GPU of that number in 1e6 bytes; None if torch does not see it."""
+    return torch.cuda.get_device_properties(gpu).total_memory / 1e6 if gpu < torch.cuda.device_count() else None
 
 
 def find_curve(config: InputConfig, assignment: Assignment) -> LrCurve:
@@ -66,42 +76,61 @@ def find_curve(config: InputConfig, assignment: Assignment) -> LrCurve:
 
 
 def trainable(assignment: Assignment) -> Callable[[dict[str, Any]], None]:
-    """The function that Ray Tune calls for each trial of a run."""
+    """The function that Ray Tune calls for each trial of a run; a worker calls it for one trial after the other."""
 
-    def train(job: dict[str, Any]) -> None:
-        torch.set_num_threads(assignment.threads)
-        folder = assignment.folder.trial(job["trial"])
-        config = TrialConfig.model_validate(job["config"])
-        try:
-            slices = open_slices(assignment.shards, config.size)
-            split = Split.model_validate(read_json(assignment.folder.split))
-            weights = assignment.weights[config.backbone]
-            result = run_trial(
-                config,
-                slices,
-                split,
-                folder,
-                weights=weights,
-                on_epoch=_report_epoch,
-                checkpoint_every_s=CHECKPOINT_EVERY_S,
-            )
-            (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
-            tune.report({"score": result.score, "reason": ""})
-        except TrialFailedError as error:
-            _keep_error(folder / "error.txt", error)
-            tune.report({"reason": error.reason})
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK_FULL:
-                tune.report({"reason": NO_ROOM})
-                return
-            _keep_error(folder / "error.txt", error)
-            raise
+    def trial(job: dict[str, Any]) -> None:
+        # `done` spares Ray Tune asking once more and hearing that the function has returned.
+        tune.report({**_outcome(job, assignment), "done": True})
 
-    return train
+    return trial
+
+
+def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
+    """Run a trial; its score, or the reason why it has none.
+
+    Raises:
+        Exception: what Ray Tune takes for a crash, and has tried again.
+    """
+    folder = assignment.folder.trial(job["trial"])
+    if has_hung(folder):
+        return {"reason": TIMED_OUT}
+    hangs_s = hangs_after_s(assignment.limit_s, assignment.least_grace_s)
+    try:
+        with ended_when_hung(folder, hangs_s):
+            result = _run(job, assignment, folder)
+    except TrialFailedError as error:
+        _keep_error(folder / "error.txt", error)
+        return {"reason": error.reason}
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return {"reason": NO_ROOM}
+        _keep_error(folder / "error.txt", error)
+        raise
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # another trial may share the GPU while this process waits for its next one
+    (folder / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
+    return {"score": result.score, "reason": ""}
+
+
+def _run(job: dict[str, Any], assignment: Assignment, folder: Path) -> TrialResult:
+    torch.set_num_threads(job["threads"])
+    config = TrialConfig.model_validate(job["config"])
+    return run_trial(
+        config,
+        open_slices(assignment.shards, config.size),
+        Split.model_validate(read_json(assignment.folder.split)),
+        folder,
+        weights=assignment.weights[config.backbone],
+        parent=assignment.folder.trial(job["parent"]) if job["parent"] else None,
+        on_epoch=_report_epoch,
+        checkpoint_every_s=CHECKPOINT_EVERY_S,
+        limit_s=assignment.limit_s,
+    )
 
 
 def _report_epoch(record: dict[str, Any]) -> None:
-    tune.report({"epoch": record["epoch"], "seconds": record["seconds"]})
+    tune.report({name: record[name] for name in ("epoch", "seconds", "images_per_s")})
 
 
 def _keep_error(path: Path, error: Exception) -> None:

@@ -40,6 +40,7 @@ class LrCurve(BaseModel):
 
     `guarded` says that nothing plausible was found and the fallback stands in; `failure` that the test could not run.
     `seconds` are those of the whole test; `images_per_s` leaves out its first step, and is None if it had no other.
+    `memory_mb` is the most memory of the GPU that tensors took, in 1e6 bytes; None on a CPU.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +55,7 @@ class LrCurve(BaseModel):
     failure: str = ""
     seconds: float = 0.0
     images_per_s: float | None = None
+    memory_mb: float | None = None
 
 
 def find_lr(
@@ -77,6 +79,8 @@ def _find_lr(
     rows = parts_of(slices, split, config.min_brain, config.task).train
     training = make_training(config, slices, rows, weights, device)
     training.model.train()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of batches that proved too large
     torch.manual_seed(config.seed)  # whatever was drawn before: dropout is the same
     batches = _endless(training.batches)
 
@@ -87,7 +91,11 @@ def _find_lr(
         return loss
 
     curve = read_curve(config, *range_test(step, steps), steps)
-    measured = {"seconds": time.monotonic() - start_s, "images_per_s": _images_per_s(config.batch_size, ended_s)}
+    measured = {
+        "seconds": time.monotonic() - start_s,
+        "images_per_s": _images_per_s(config.batch_size, ended_s),
+        "memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None,
+    }
     return curve.model_copy(update={"pretrained": weights is not None, **measured})
 
 

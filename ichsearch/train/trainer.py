@@ -34,6 +34,11 @@ from ichsearch.train.steps import predict
 
 SECONDS_BETWEEN_CHECKPOINTS: Final = 30.0
 """At the ends of epochs, at most; within an epoch a checkpoint is written only when it is asked for."""
+CHECKPOINT_SHARE: Final = 0.02
+"""The share of a trial's time that checkpoints at the ends of epochs may take: short trials lose little, too."""
+
+FIRST_SAVE_S: Final = 0.1
+"""What a checkpoint is taken to cost until one was written."""
 
 EpochCallback = Callable[[dict[str, Any]], None]
 
@@ -85,7 +90,7 @@ class Trainer:
             self._guard.restore(self._state.records["guard"])
         elif start.weights:
             self.model.load_state_dict(load_file(start.weights))
-        self._saved_at_s = time.monotonic()
+        self._saved_at_s, self._save_s = time.monotonic(), FIRST_SAVE_S
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -130,8 +135,8 @@ class Trainer:
             record = self._epoch(epoch)
             write_json(self._folder / METRICS, {"epochs": self.history})
             waited_s = time.monotonic() - self._saved_at_s
-            every_s = min(SECONDS_BETWEEN_CHECKPOINTS, self._checkpoint_every_s)
-            if epoch + 1 < self._config.epochs and waited_s >= every_s:
+            worth_s = min(SECONDS_BETWEEN_CHECKPOINTS, self._save_s / CHECKPOINT_SHARE)
+            if epoch + 1 < self._config.epochs and waited_s >= min(worth_s, self._checkpoint_every_s):
                 self._save(CHECKPOINT, epoch + 1)
             on_epoch(record)
 
@@ -195,9 +200,11 @@ class Trainer:
 
     def _save(self, folder: str, epoch: int, step: int = 0) -> None:
         self._guard.look()
+        start_s = time.monotonic()
         self._state.records |= {"stepper": self._training.stepper.state(), "guard": self._guard.state()}
         save_checkpoint(self._folder / folder, epoch, self._state, step)
         self._saved_at_s = time.monotonic()
+        self._save_s = self._saved_at_s - start_s
 
     def _predict(self) -> FloatArray:
         stepper = self._training.stepper

@@ -9,11 +9,12 @@ holds checkpoints: called again, it goes on from the newest and ends with the sa
 import fcntl
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,9 @@ from ichsearch.train.lineage import (
 from ichsearch.train.metrics import Scores
 from ichsearch.train.setup import pick_device
 from ichsearch.train.trainer import EpochCallback, Trainer
+
+OTHER_WRITER_S: Final = 20.0
+"""How long the last writer of a trial's folder is waited for."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +140,28 @@ def run_trial(
 
 @contextmanager
 def _sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the trial's folder; the kernel releases it when this process dies."""
+    """Hold the trial's folder; the kernel releases it when this process dies.
+
+    The worker of a driver that was killed may live on for some seconds: its successor waits for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "trial.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunningError(
-                f"a trial has one writer, but another process is at work on {folder.name}; wait for it, or end it"
-            ) from None
+        until_s = time.monotonic() + OTHER_WRITER_S
+        while not _locked(lock.fileno()):
+            if time.monotonic() > until_s:
+                raise AlreadyRunningError(
+                    f"a trial has one writer, but another process is at work on {folder.name}; wait for it, or end it"
+                )
+            time.sleep(0.2)
         yield
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _train(trainer: Trainer, config: TrialConfig, folder: Path, on_epoch: EpochCallback) -> None:

@@ -1,0 +1,86 @@
+"""A run on the terminal: a line an event for a person, or a JSON object an event for a program.
+
+In: events of a run. Out: lines; with `--json` objects on stdout (see `ichsearch.search.events`) and lines on stderr.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import join
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+
+from ichsearch.errors import IchsearchError
+from ichsearch.search import events
+from ichsearch.search.book import Standing
+from ichsearch.search.console import HOUR_S
+from ichsearch.search.events import Event
+
+INTERRUPTED: Final = 130
+BUDGETS: Final = ("--trials", "--time", "--device-hours")
+
+
+class RunPrinter:
+    """Prints the events of one run; the last one however it ends, once it has begun."""
+
+    def __init__(self, out: Console, err: Console, command: Sequence[str], *, as_json: bool) -> None:
+        self._out, self._err, self._command, self._as_json = out, err, list(command), as_json
+        self._opened = False
+        self._standing: Standing | None = None
+
+    def say(self, text: str) -> None:
+        """Text for a person."""
+        (self._err if self._as_json else self._out).print(escape(text))
+
+    def tell(self, event: Event) -> None:
+        """Print an event."""
+        self._opened = True
+        self._standing = event.standing or self._standing
+        if event.line:
+            self.say(event.line)
+        if self._as_json:
+            self._out.file.write(f"{event.as_json()}\n")
+            self._out.file.flush()
+
+    @contextmanager
+    def ending(self, leaderboard: Path, metric: str) -> Iterator[None]:
+        """Say how a run ends that is interrupted or fails; nothing of one that was refused before it began."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            line = f"stopped; what is finished is kept. To go on:\n  {join(self._command)}"
+            self.tell(events.done(leaderboard, metric, self._standing, line, INTERRUPTED, "interrupted"))
+            raise
+        except Exception as error:
+            if self._opened:
+                code = error.exit_code if isinstance(error, IchsearchError) else IchsearchError.exit_code
+                self.tell(events.done(leaderboard, metric, self._standing, "", code, str(error)))
+            raise
+
+    def close(self, leaderboard: Path, metric: str, standing: Standing) -> None:
+        """Say that a run has ended by itself, and what may come next."""
+        more = next_command(self._command, standing)
+        self.tell(events.finished(leaderboard, metric, standing, more))
+
+
+def next_command(command: Sequence[str], standing: Standing) -> str:
+    """The command that goes on with a run whose trials or budget are used up, with twice as much."""
+    kept = join(_without(command, {"--extend", "--json"}, {*BUDGETS}))
+    if standing.finished + standing.failed >= standing.trials:
+        return f"{kept} --extend --trials {2 * standing.trials}"
+    if standing.time_s is not None and standing.spent_s + (standing.eta_s or 0.0) >= standing.time_s:
+        return f"{kept} --extend --time {2 * standing.time_s:.0f}s"
+    if standing.device_limit_s is not None:
+        return f"{kept} --extend --device-hours {2 * standing.device_limit_s / HOUR_S:g}"
+    return f"{kept} --extend   (with a larger space)"
+
+
+def _without(command: Sequence[str], flags: set[str], options: set[str]) -> Iterator[str]:
+    words = iter(command)
+    for word in words:
+        if word in options:
+            next(words, None)
+        elif word not in flags and word.partition("=")[0] not in options:
+            yield word

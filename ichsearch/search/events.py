@@ -1,0 +1,130 @@
+"""What happens in a run, for a person and for a program.
+
+In: facts of a run. Out: an `Event`: a line of text, and the JSON object that `ichsearch run --json` prints for it.
+
+Each object stands on a line of its own and says in `event` what it is; times are in seconds:
+
+- `opened`: `run`, `folder`, `trials` and `epochs` as asked for, `dashboard` (address of Ray's; "" without one);
+- `resumed`: `done`, `trials` (an earlier start of this run left so many);
+- `data`: `training`, `validation`, `test`, each with `slices`, `patients`, `positive` (slices with haemorrhage);
+- `weights`: `origins`, of each backbone what it starts from;
+- `lr_stage`: `count` of learning rates that are about to be found;
+- `lr`: `backbone`, `batch_size`, `size`, `channels`, `lr`, `fallback` (the curve suggested nothing), `failure`;
+- `started`: `trial`, `parent` (null, or the trial that it was promoted from), `epochs` (its rung), `parameters`, `lr`;
+- `finished`: `trial`, `metric`, `score`, `best_epoch`, `seconds`, `images_per_s`, and how the run stands;
+- `failed`: `trial`, `reason`, and how the run stands;
+- `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path), `metric`, and how the run stands
+  unless it ended before that was known; `exit_code` is 130 for an interrupted run, `reason` the message of a failure.
+
+How the run stands: `best` (null, or `trial` and `score`), `counts` (`finished`, `failed`, `running`, `trials`: how many
+there may be), `spent_s`, `time_s` (budget or null), `device_s`, `device_limit_s` (likewise), `eta_s`.
+A key may be added; none is taken away.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ichsearch.data.cache import SliceSet
+from ichsearch.data.split import Split
+from ichsearch.search import console
+from ichsearch.search.book import Standing, Started
+from ichsearch.search.space import Space
+from ichsearch.train.lr_finder import LrCurve
+from ichsearch.train.trial import TrialResult
+
+Kind = Literal["opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "finished", "failed", "done"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened."""
+
+    kind: Kind
+    line: str
+    facts: dict[str, Any]
+    standing: Standing | None = None
+
+    def as_json(self) -> str:
+        """The event on one line."""
+        standing = _facts_of(self.standing) if self.standing else {}
+        return json.dumps({"event": self.kind, **self.facts, **standing}, allow_nan=False)
+
+
+def opened(space: Space, folder: Path, dashboard: str) -> Event:
+    """A run begins or goes on."""
+    facts = {"run": space.name, "folder": str(folder), "trials": space.trials, "epochs": space.epochs}
+    return Event("opened", console.opening(space, folder, dashboard), {**facts, "dashboard": dashboard})
+
+
+def resumed(standing: Standing) -> Event:
+    """An earlier start of this run left trials that have ended."""
+    done = standing.finished + standing.failed
+    return Event("resumed", console.going_on(standing), {"done": done, "trials": standing.trials})
+
+
+def data(slices: SliceSet, split: Split) -> Event:
+    """What the run trains and judges on."""
+    parts = console.data_parts(slices, split)
+    facts = {part.name: {"slices": part.slices, "patients": part.patients, "positive": part.positive} for part in parts}
+    return Event("data", console.data_summary(parts, slices, split), facts)
+
+
+def weights(origins: dict[str, str]) -> Event:
+    """What the backbones start from."""
+    return Event("weights", console.weights_summary(origins), {"origins": origins})
+
+
+def lr_stage(count: int) -> Event:
+    """The LR finder begins."""
+    return Event("lr_stage", console.lr_opening(count), {"count": count})
+
+
+def lr(curve: LrCurve) -> Event:
+    """A suggestion of the LR finder."""
+    config = curve.config.model_dump(include={"backbone", "batch_size", "size", "channels"})
+    facts = {**config, "lr": curve.lr, "fallback": curve.guarded, "failure": curve.failure}
+    return Event("lr", console.lr_line(curve), facts)
+
+
+def started(trial: Started) -> Event:
+    """A trial begins or goes on."""
+    record = trial.record
+    facts = {"trial": record.trial, "parent": record.parent, "epochs": trial.config.epochs, "lr": trial.config.lr}
+    return Event("started", console.started_line(trial), {**facts, "parameters": record.parameters})
+
+
+def ended(trial: Started, result: TrialResult | None, reason: str, standing: Standing, metric: str) -> Event:
+    """A trial has finished, or failed for a reason."""
+    line = console.ended_line(trial, result, reason, standing, metric)
+    facts: dict[str, Any] = {"trial": trial.record.trial}
+    if result is None:
+        return Event("failed", line, {**facts, "reason": reason}, standing)
+    facts |= {"metric": metric, "score": result.score, "best_epoch": result.best_epoch}
+    facts |= {"seconds": result.seconds, "images_per_s": result.images_per_s}
+    return Event("finished", line, facts, standing)
+
+
+def finished(leaderboard: Path, metric: str, standing: Standing, more: str) -> Event:
+    """The run has ended by itself; `more` is the command that goes on with it."""
+    return done(leaderboard, metric, standing, console.closing(standing, leaderboard, more), 0, standing.why_done)
+
+
+def done(leaderboard: Path, metric: str, standing: Standing | None, line: str, exit_code: int, reason: str) -> Event:
+    """The run has ended; `standing` is the last that is known, None before the first trial."""
+    facts = {"exit_code": exit_code, "reason": reason, "leaderboard": str(leaderboard), "metric": metric}
+    return Event("done", line, facts, standing)
+
+
+def _facts_of(standing: Standing) -> dict[str, Any]:
+    counts = {"finished": standing.finished, "failed": standing.failed, "running": standing.running}
+    return {
+        "best": {"trial": standing.best[0], "score": standing.best[1]} if standing.best else None,
+        "counts": counts | {"trials": standing.trials},
+        "spent_s": standing.spent_s,
+        "time_s": standing.time_s,
+        "device_s": standing.device_s,
+        "device_limit_s": standing.device_limit_s,
+        "eta_s": standing.eta_s,
+    }

@@ -1,0 +1,129 @@
+"""The book's trials, run by Ray Tune.
+
+In: a book, what workers need to know, whom to tell. Out: trials, run and told.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
+
+from ichsearch.errors import ClusterError
+from ichsearch.search.book import Book
+from ichsearch.search.events import Event, ended, started
+from ichsearch.search.gauges import Gauges
+from ichsearch.search.resources import Requests, live_nodes
+from ichsearch.search.run_folder import RunFolder
+from ichsearch.search.searcher import BookSearcher
+from ichsearch.search.throttle import Throttled
+from ichsearch.search.tune_hooks import Beat, FirstCome
+
+RAY_TUNE_SETTINGS: Final = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would end the run with exit code 0
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the trial's folder holds its metrics
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # the searcher hands out no more than can start
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's pickled state is never read
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the trials of a run are run, and who hears of them."""
+
+    name: str
+    metric: str
+    folder: RunFolder
+    requests: Requests
+    max_retries: int
+    trial: Callable[[dict[str, Any]], None]
+    tell: Callable[[Event], None]
+    write_leaderboard: Callable[[RunFolder], None]
+
+
+def run_trials(book: Book, execution: Execution) -> bool:
+    """Run trials until the book has no more; False if the disk of a worker or of this driver became full.
+
+    The leaderboard follows the trials within seconds, and is whole when this returns or is interrupted.
+
+    Raises:
+        ClusterError: the cluster went away.
+    """
+    os.environ.update(RAY_TUNE_SETTINGS)
+    # Ray prints the traceback of every failed trial; ours stands in the trial's error.txt, its reason on the console.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    leaderboard = Throttled(lambda: execution.write_leaderboard(execution.folder))
+    searcher = _searcher(book, execution, leaderboard)
+    gauges = _gauges(book, execution.name, searcher)
+    clock = Throttled(book.keep_time, least_pause_s=60.0)
+
+    def beat() -> None:
+        if searcher.failure:
+            raise searcher.failure
+        leaderboard.tick()
+        for work in (gauges, clock):
+            work.ask()
+            work.tick()
+
+    with tempfile.TemporaryDirectory(prefix="ichsearch-tune-") as scratch:
+        try:
+            _tuner(execution, searcher, beat, scratch).fit()
+        except (RayError, TuneError, ConnectionError) as error:
+            raise ClusterError(f"the cluster was lost ({type(error).__name__}); run the same command again") from error
+        finally:
+            leaderboard.now()
+            gauges.now()
+    return not searcher.disk_full
+
+
+def _searcher(book: Book, execution: Execution, leaderboard: Throttled) -> BookSearcher:
+    def on_end(trial: Any, result: Any, reason: str) -> None:
+        leaderboard.ask()
+        execution.tell(ended(trial, result, reason, book.standing(), execution.metric))
+
+    return BookSearcher(
+        book,
+        execution.folder,
+        execution.requests,
+        live_nodes,
+        lambda trial: execution.tell(started(trial)),
+        on_end,
+    )
+
+
+def _gauges(book: Book, name: str, searcher: BookSearcher) -> Throttled:
+    gauges = Gauges(name)
+    return Throttled(lambda: gauges.show(book.standing(), searcher.images_per_s))
+
+
+def _tuner(execution: Execution, searcher: BookSearcher, beat: Callable[[], None], scratch: str) -> tune.Tuner:
+    requests = execution.requests  # and nothing else of it: Ray pickles what the function knows
+
+    def resources(job: dict[str, Any]) -> tune.PlacementGroupFactory:
+        request = requests.of(job["config"]["backbone"])
+        return tune.PlacementGroupFactory([{kind: amount for kind, amount in request.items() if amount}])
+
+    return tune.Tuner(
+        tune.with_resources(execution.trial, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=FirstCome(searcher.errors),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["label"],
+            trial_dirname_creator=lambda trial: trial.config["trial"],
+        ),
+        run_config=tune.RunConfig(
+            name=execution.name,
+            storage_path=scratch,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=execution.max_retries),
+            callbacks=[Beat(beat)],
+        ),
+    )

@@ -1,0 +1,246 @@
+"""Trials through real Ray Tune: workers used again, names, waiting, crashes, hangs, and faults of the search itself."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+from slice_sets import make_rows, write_shards
+from spaces import write_space
+
+from ichsearch.search.book import WAIT, Book, Started
+from ichsearch.search.events import Event
+from ichsearch.search.execution import Execution, run_trials
+from ichsearch.search.journal import open_storage
+from ichsearch.search.resources import Requests
+from ichsearch.search.run_folder import RunFolder
+from ichsearch.search.searcher import BookSearcher, label_of
+from ichsearch.search.space_file import load_space
+from ichsearch.search.worker import Assignment, trainable
+
+SPACE = """\
+name: tiny
+trials: {trials}
+epochs: 1
+max_retries: 1
+parameters: {{backbone: test_resnet, batch_size: 8, size: 32, lr: {{float: [0.001, 0.1]}}}}
+"""
+RESULT = {
+    "score": 0.5,
+    "best_epoch": 1,
+    "metrics": {"auroc_any": 0.5},
+    "seconds": 1.0,
+    "images_per_s": 1.0,
+    "parameters_m": 1.0,
+    "micro_batch": 8,
+    "epochs_trained": 1,
+}
+ONE_CORE = Requests({"CPU": 1.0, "GPU": 0.0})
+Trial = Callable[[dict[str, Any]], None]
+
+
+def open_book(root: Path, trials: int, kind: type[Book] = Book) -> Book:
+    folder = RunFolder(root)
+    root.mkdir(exist_ok=True)
+    space = load_space(write_space(root, SPACE.format(trials=trials)))
+    return kind(
+        space,
+        folder,
+        open_storage(folder.journal),
+        suggest_lr=lambda config: 0.01,
+        weights_of={"test_resnet": "scratch"},
+        images_per_s=lambda config: None,
+        train_slices=10,
+    )
+
+
+def run(root: Path, book: Book, trial: Trial, max_retries: int = 1) -> list[Event]:
+    told: list[Event] = []
+
+    def write_leaderboard(folder: RunFolder) -> None:
+        folder.leaderboard.write_text(str(len(told)))
+
+    execution = Execution(
+        name="tiny",
+        metric="auroc_any",
+        folder=RunFolder(root),
+        requests=ONE_CORE,
+        max_retries=max_retries,
+        trial=trial,
+        tell=told.append,
+        write_leaderboard=write_leaderboard,
+    )
+    assert run_trials(book, execution)
+    return told
+
+
+def finishing(root: Path, meanwhile: Callable[[dict[str, Any]], None] = lambda job: None) -> Trial:
+    """A trial that leaves a result, and before it a line of its worker's process and title."""
+
+    def trial(job: dict[str, Any]) -> None:
+        folder = RunFolder(root).trial(job["trial"])
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "attempts").open("a") as file:
+            title = Path("/proc/self/cmdline").read_text().rstrip("\0 ").split("\0")[0]
+            file.write(f"{os.getpid()} {title}\n")
+        meanwhile(job)
+        (folder / "metrics.json").write_text(json.dumps({"epochs": [], "result": RESULT}))
+        tune.report({"score": 0.5, "reason": "", "done": True})
+
+    return trial
+
+
+def attempts(root: Path, trial: str) -> list[list[str]]:
+    return [line.split() for line in (RunFolder(root).trial(trial) / "attempts").read_text().splitlines()]
+
+
+def reasons(root: Path) -> dict[str, str]:
+    return {record.trial: record.reason or record.status for record in RunFolder(root).records()}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_workers_go_from_trial_to_trial_and_show_which_one_runs(tmp_path: Path) -> None:
+    told = run(tmp_path, open_book(tmp_path, 12), finishing(tmp_path, lambda job: time.sleep(0.1)))
+    names = [f"{number:04d}" for number in range(12)]
+    assert reasons(tmp_path) == dict.fromkeys(names, "finished")
+    seen = [attempts(tmp_path, name) for name in names]
+    assert [[title for _, title in tried] for tried in seen] == [[f"ray::test_resnet-b8-1ep-{name}"] for name in names]
+    assert len({pid for tried in seen for pid, _ in tried}) <= 3, "a process a trial costs seconds each time"
+    assert [event.kind for event in told].count("finished") == 12
+    assert RunFolder(tmp_path).leaderboard.read_text() == str(len(told))
+    assert told[-1].standing is not None
+    assert told[-1].standing.finished == 12
+
+
+class _OneByOne(Book):
+    """Waits until the running trial has ended, as at the top of a rung."""
+
+    asked = 0
+
+    def next(self) -> Started | None:
+        self.asked += 1
+        return WAIT if self.standing().running else super().next()  # type: ignore[return-value]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_book_that_waits_is_asked_again_when_a_trial_ends_and_not_before(tmp_path: Path) -> None:
+    book = open_book(tmp_path, 3, _OneByOne)
+    assert isinstance(book, _OneByOne)
+    run(tmp_path, book, finishing(tmp_path, lambda job: time.sleep(1)))
+    assert list(reasons(tmp_path).values()) == ["finished"] * 3
+    assert book.asked <= 8, "it was asked while nothing could have changed"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_dead_worker_is_tried_again_and_then_told(tmp_path: Path) -> None:
+    def die(job: dict[str, Any]) -> None:
+        tried = (tmp_path / "trials" / job["trial"] / "attempts").read_text().count("\n")
+        if job["trial"] == "0001" or (job["trial"] == "0000" and tried == 1):
+            os._exit(1)
+
+    told = run(tmp_path, open_book(tmp_path, 3), finishing(tmp_path, die))
+    assert reasons(tmp_path) == {"0000": "finished", "0001": "crashed", "0002": "finished"}
+    assert [len(attempts(tmp_path, name)) for name in ("0000", "0001", "0002")] == [2, 2, 1]
+    assert [event.facts["trial"] for event in told if event.kind == "failed"] == ["0001"]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_trial_that_hangs_is_ended_and_told_with_the_place(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", make_rows(patients=5, slices=2), 32)
+    root = tmp_path / "run"
+    book = open_book(root, 1)
+    os.mkfifo(RunFolder(root).split)  # whoever opens it waits for somebody who writes
+    assignment = Assignment(
+        tmp_path / "shards", RunFolder(root), {"test_resnet": None}, 1, 20, limit_s=0.2, least_grace_s=1.0
+    )
+    told = run(root, book, trainable(assignment))
+    assert reasons(root) == {"0000": "timed_out"}
+    assert [event.kind for event in told] == ["started", "failed"]
+    explained = (RunFolder(root).trial("0000") / "error.txt").read_text()
+    assert "timed_out" in explained
+    assert 'File "files.py"' in explained
+    assert 'File "/' not in explained
+    assert not (RunFolder(root).trial("0000") / "hung.txt").exists()
+
+
+class _Broken(Book):
+    def tell_finished(self, started: Started, result: Any) -> None:  # noqa: ARG002
+        raise ZeroDivisionError("a fault of the search")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_fault_of_the_search_ends_the_run_as_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError, match="a fault of the search"):
+        run(tmp_path, open_book(tmp_path, 3, _Broken), finishing(tmp_path))
+    assert "crashed" not in reasons(tmp_path).values()
+    assert RunFolder(tmp_path).leaderboard.is_file(), "what is known must be on the disk when a run breaks off"
+
+
+def searcher_of(root: Path, cores: float, trials: int = 4) -> tuple[BookSearcher, Book]:
+    book = open_book(root, trials)
+    return BookSearcher(
+        book, RunFolder(root), ONE_CORE, lambda: [{"CPU": cores}], lambda trial: None, lambda *told: None
+    ), book
+
+
+def test_nothing_is_proposed_before_it_can_start(tmp_path: Path) -> None:
+    searcher, book = searcher_of(tmp_path, cores=2)
+    assert [searcher.suggest(name) is None for name in "abc"] == [False, False, True]
+    assert book.standing().running == 2
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.suggest("d") is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [("", "crashed"), ("1 worker(s) were killed due to the node running low on memory", "out_of_memory")],
+)
+def test_a_worker_killed_for_memory_is_told_as_that(tmp_path: Path, error: str, reason: str) -> None:
+    searcher, _ = searcher_of(tmp_path, cores=1)
+    assert searcher.suggest("a")
+    searcher.errors["a"] = error
+    searcher.on_trial_complete("a", error=True)
+    assert reasons(tmp_path) == {"0000": reason}
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_trial(tmp_path: Path) -> None:
+    searcher, _ = searcher_of(tmp_path, cores=1)
+    assert searcher.suggest("a")
+    searcher.on_trial_complete("a", {"reason": "disk full"})
+    assert searcher.disk_full
+    assert searcher.suggest("b") == "FINISHED"
+    assert reasons(tmp_path) == {"0000": "running"}
+
+
+def test_a_label_holds_nothing_but_plain_letters(tmp_path: Path) -> None:
+    started = open_book(tmp_path, 1).next()
+    assert started is not None
+    config = started.config.model_copy(update={"backbone": "hf_hub:timm/resnet18.a1_in1k", "epochs": 4})
+    labelled = Started(started.record, config, started.place)
+    assert label_of(labelled) == "hf_hub_timm_resnet18.a1_in1k-b8-4ep-0000"
+
+
+@pytest.mark.slow
+def test_rays_memory_monitor_is_told_as_out_of_memory(tmp_path: Path) -> None:
+    code = f"""
+import sys, time, logging
+from pathlib import Path
+import ray
+from test_searcher import finishing, open_book, reasons, run
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+root = Path({str(tmp_path)!r})
+run(root, open_book(root, 1), finishing(root, lambda job: time.sleep(60)), max_retries=0)
+print(reasons(root))
+"""
+    monitored = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "200"}
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | monitored | paths, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().splitlines()[-1] == "{'0000': 'out_of_memory'}"
