@@ -93,7 +93,6 @@ def test_the_best_go_on_from_their_parents_weights(tmp_path: Path) -> None:
     [
         ({"promotion": {"eta": 3, "child": "restart"}}, 0, None),
         ({"schedule": "whole"}, 1, 9),
-        ({"schedule": "whole", "promotion": {"eta": 3, "child": "restart"}}, 1, 9),
     ],
 )
 def test_a_child_restarts_or_goes_on_with_the_whole_cycle(
