@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from ichsearch import __version__
-from ichsearch.errors import ConfigError, DataError, IchsearchError, StorageError
+from ichsearch.errors import INTERRUPTED, ConfigError, DataError, IchsearchError, StorageError
 
 if TYPE_CHECKING:
     from ichsearch.shards.manifest import Manifest
 
-INTERRUPTED: Final = 130
 UNUSABLE: Final = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
     errno.ENAMETOOLONG,

@@ -12,14 +12,13 @@ from typing import Final
 from rich.console import Console
 from rich.markup import escape
 
-from ichsearch.errors import IchsearchError
+from ichsearch.errors import INTERRUPTED, IchsearchError
 from ichsearch.search import events
 from ichsearch.search.book import Standing
-from ichsearch.search.console import HOUR_S
+from ichsearch.search.durations import UNITS_S
 from ichsearch.search.events import Event
 
-INTERRUPTED: Final = 130
-BUDGETS: Final = ("--trials", "--time", "--device-hours")
+OPTIONS: Final = {"trials": "--trials", "time": "--time", "device_hours": "--device-hours"}
 
 
 class RunPrinter:
@@ -66,21 +65,21 @@ class RunPrinter:
 
 
 def next_command(command: Sequence[str], standing: Standing) -> str:
-    """The command that goes on with a run whose trials or budget are used up, with twice as much."""
-    kept = join(_without(command, {"--extend", "--json"}, {*BUDGETS}))
-    if standing.trials and standing.finished + standing.failed >= standing.trials:
-        return f"{kept} --extend --trials {2 * standing.trials}"
-    if standing.time_s is not None and standing.spent_s + (standing.eta_s or 0.0) >= standing.time_s:
-        return f"{kept} --extend --time {2 * standing.time_s:.0f}s"
-    if standing.device_limit_s is not None:
-        return f"{kept} --extend --device-hours {2 * standing.device_limit_s / HOUR_S:g}"
-    return f"{kept} --extend   (with a larger space)"
+    """The command that goes on with a run, with twice as much of what it has used up."""
+    more = {
+        "trials": f"{2 * standing.trials}",
+        "time": f"{2 * (standing.time_s or 0.0):.0f}s",
+        "device_hours": f"{2 * (standing.device_limit_s or 0.0) / UNITS_S['h']:g}",
+    }
+    option = OPTIONS.get(standing.done)
+    kept = join(_without(command, {"--extend", "--json"}, option))
+    return f"{kept} --extend {option} {more[standing.done]}" if option else f"{kept} --extend   (with a larger space)"
 
 
-def _without(command: Sequence[str], flags: set[str], options: set[str]) -> Iterator[str]:
+def _without(command: Sequence[str], flags: set[str], option: str | None) -> Iterator[str]:
     words = iter(command)
     for word in words:
-        if word in options:
+        if word == option:
             next(words, None)
-        elif word not in flags and word.partition("=")[0] not in options:
+        elif word not in flags and word.partition("=")[0] != option:
             yield word

@@ -3,7 +3,10 @@
 A message says the rule, the value and the remedy. Anything else that escapes is a fault of ichsearch (exit code 1).
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+INTERRUPTED: Final = 130
+"""Exit code of a command that Ctrl+C has ended."""
 
 
 class IchsearchError(Exception):

@@ -33,7 +33,7 @@ trials: 12
 time: 8h
 device_hours: 24
 trial_limit: 90
-promotion: {eta: 2, first_epochs: 2, child: restart, random_share: 0}
+promotion: {eta: 2, first_epochs: 2, child: continue, random_share: 0}
 keep: {best: 3, disk_gb: 1.5}
 constraints:
   max_parameters: 30_000_000

@@ -262,6 +262,26 @@ def test_an_interrupted_trial_whose_backbone_is_gone_is_abandoned_by_name(tmp_pa
     assert abandoned == gone
 
 
+def test_only_trials_that_may_go_on_have_checkpoints(tmp_path: Path) -> None:
+    """A crash, or a kill of the worker at the wrong moment, leaves one in the folder of a trial that has ended."""
+    book = open_book(tmp_path, plain_space())
+    started = [next_of(book), next_of(book), next_of(book)]
+    files = [tmp_path / "trials" / item.record.trial / "checkpoint" / "0001" / "model.pt" for item in started]
+
+    def leave_checkpoints() -> None:
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"large")
+
+    leave_checkpoints()
+    tell(book, started[0])
+    book.tell_failed(started[1], "crashed")
+    assert [file.parent.parent.exists() for file in files] == [False, False, True]
+    leave_checkpoints()
+    open_book(tmp_path, plain_space())
+    assert [file.parent.parent.exists() for file in files] == [False, False, True]
+
+
 def test_a_deleted_trial_folder_does_not_let_a_new_trial_take_anothers_place(tmp_path: Path) -> None:
     run_all(open_book(tmp_path, plain_space()), [0.5, 0.6, 0.7])
     shutil.rmtree(tmp_path / "trials" / "0001")

@@ -9,7 +9,7 @@ from books import PARAMETERS, make_space, next_of, open_book, plain_space, resul
 
 from ichsearch.search import book as book_module
 from ichsearch.search.book import WAIT, Book, Started
-from ichsearch.search.budget import Budget, Costs, Left, limits
+from ichsearch.search.budget import Costs, Left
 from ichsearch.search.drawing import Configuration
 from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
@@ -60,28 +60,24 @@ def test_the_lr_finders_speed_stands_in_for_a_backbone_without_trials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("time_s", "device_s", "devices", "cost_s", "fits"),
+    ("time_s", "device_s", "devices", "cost_s", "lacking"),
     [
-        (10, 10, 1.0, 10, True),
-        (9.9, 10, 1.0, 10, False),
-        (10, 9.9, 1.0, 10, False),
-        (10, 5, 0.5, 10, True),
-        (10, 19, 2.0, 10, False),
-        (10, 10, 1.0, None, True),
-        (0, 10, 1.0, None, False),
-        (10, -1, 1.0, None, False),
+        (10, 10, 1.0, 10, ""),
+        (9.9, 10, 1.0, 10, "time"),
+        (10, 9.9, 1.0, 10, "device_hours"),
+        (10, 5, 0.5, 10, ""),
+        (10, 19, 2.0, 10, "device_hours"),
+        (10, 10, 1.0, None, ""),
+        (0, 10, 1.0, None, "time"),
+        (10, -1, 1.0, None, "device_hours"),
     ],
 )
 def test_a_trial_fits_if_all_its_time_is_left(
-    time_s: float, device_s: float, devices: float, cost_s: float | None, fits: bool
+    time_s: float, device_s: float, devices: float, cost_s: float | None, lacking: str
 ) -> None:
-    left = Left(9, time_s, device_s, devices, seconds=lambda configuration, steps: cost_s)
-    assert left.has(ONE, [(0, 1)]) == fits
-
-
-def test_a_budget_in_words() -> None:
-    assert list(limits(Budget(12, 90.0, 5400.0, 1.0))) == ["12 trials", "90 s", "1.5 device hours"]
-    assert list(limits(Budget(None, None, None, 1.0))) == []
+    left = Left(9, time_s, device_s, lambda configuration, steps: cost_s, lambda configuration: devices)
+    assert left.has(ONE, [(0, 1)]) == (not lacking)
+    assert left.lacking == (lacking or "time")
 
 
 class Clock:
@@ -125,7 +121,7 @@ def test_a_run_keeps_to_its_time_and_ends_at_full_length_if_it_can(tmp_path: Pat
     book = open_book(tmp_path, restarting(time=time_s))
     ended = run(book, clock)
     standing = book.standing()
-    assert standing.why_done == "the budget has no room for another trial"
+    assert standing.why_done == "the time budget has no room for another trial"
     assert standing.spent_s <= time_s
     assert time_s - standing.spent_s < 10 * (1 + 3 + 9)
     if time_s >= 10 + 30 + 90 + 10:
@@ -144,6 +140,17 @@ def test_a_speed_that_is_known_keeps_the_first_trial_from_starting(tmp_path: Pat
     assert isinstance(open_book(tmp_path / "b", plain_space(time=201), **settings).next(), Started)
 
 
+@pytest.mark.parametrize(
+    ("time_s", "device_s", "done"), [(45, 1000, "time"), (1000, 45, "device_hours"), (1000, 1000, "trials")]
+)
+def test_a_run_says_which_budget_has_ended_it(
+    tmp_path: Path, clock: Clock, time_s: int, device_s: int, done: str
+) -> None:
+    book = open_book(tmp_path, plain_space(trials=5, time=time_s, device_hours=device_s / 3600))
+    ended = run(book, clock)
+    assert (len(ended), book.standing().done) == (5 if done == "trials" else 2, done)
+
+
 def test_the_time_of_earlier_starts_counts(tmp_path: Path, clock: Clock) -> None:
     space = plain_space(time=100, trials=50)
     train(first := open_book(tmp_path, space), clock, next_of(first))
@@ -157,7 +164,9 @@ def test_the_time_of_earlier_starts_counts(tmp_path: Path, clock: Clock) -> None
 
 def test_running_trials_take_of_the_device_time_what_they_will_cost(tmp_path: Path, clock: Clock) -> None:
     parameters = PARAMETERS | {"backbone": "test_resnet", "batch_size": 8}
-    book = open_book(tmp_path, plain_space(parameters, trials=50, device_hours=100 / 3600), devices_per_trial=0.5)
+    book = open_book(
+        tmp_path, plain_space(parameters, trials=50, device_hours=100 / 3600), devices_of=lambda config: 0.5
+    )
     train(book, clock, next_of(book))
     assert book.standing().device_s == 10
     running = [next_of(book) for _ in range(9)]
@@ -166,6 +175,24 @@ def test_running_trials_take_of_the_device_time_what_they_will_cost(tmp_path: Pa
         train(book, clock, started)
     assert book.next() is None
     assert book.standing().device_s == 100
+
+
+def test_each_trial_is_charged_the_share_of_a_device_that_its_backbone_has(tmp_path: Path, clock: Clock) -> None:
+    """Of what has ended, of what runs, and of what is asked for."""
+    shares = {"test_resnet": 0.25, "test_efficientnet": 1.0}
+    first = [{"backbone": name, "batch_size": 8} for name in ("test_resnet", "test_efficientnet", "test_resnet")]
+    space = plain_space(trials=50, device_hours=(5 + 20 + 5 + 19) / 3600, first_trials=first)
+    settings: dict[str, Any] = {"devices_of": lambda config: shares[config.backbone]}
+    book = open_book(tmp_path, space, **settings)
+    for spent_s in (5, 25):
+        train(book, clock, next_of(book))
+        assert book.standing().device_s == spent_s
+    assert open_book(tmp_path, space, **settings).standing().device_s == 25
+    started = [next_of(book)]
+    while isinstance(trial := book.next(), Started):
+        started.append(trial)
+    assert [item.config.backbone for item in started] == ["test_resnet"] * len(started)
+    assert len(started) <= 4
 
 
 def test_failures_cost_device_time_also_after_a_new_start(tmp_path: Path, clock: Clock) -> None:

@@ -4,7 +4,6 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,14 +11,16 @@ from rich.console import Console
 from ichsearch.cli_events import RunPrinter, next_command
 from ichsearch.errors import NoTrialFinishedError
 from ichsearch.search import console, events
-from ichsearch.search.book import Standing, Started
+from ichsearch.search.book import Done, Standing, Started
+from ichsearch.search.durations import duration_text
+from ichsearch.search.journal import Place
 from ichsearch.search.run_folder import TrialRecord
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.trial import TrialResult
 
 STANDING = Standing(
     finished=7, failed=1, running=2, trials=20, best=("0003", 0.9014), spent_s=3_600.0, time_s=28_800.0,
-    device_s=7_200.0, device_limit_s=86_400.0, eta_s=300.0, why_done="",
+    device_s=7_200.0, device_limit_s=86_400.0, eta_s=300.0, done="",
 )  # fmt: skip
 RESULT = TrialResult(0.8731, 3, {"auroc_any": 0.8731}, 75.0, 812.4, 11.2, 32, 4)
 COMMAND = ["ichsearch", "run", "--space", "my space.yaml", "--out", "runs/a"]
@@ -37,7 +38,7 @@ def trial(parent: str | None = None) -> Started:
         epochs=4,
         parent=parent,
     )
-    return Started(record, config, "study", 7)
+    return Started(record, config, Place("study", 7))
 
 
 def test_a_trial_says_what_it_tries_and_a_promoted_one_where_it_comes_from() -> None:
@@ -52,22 +53,33 @@ def test_a_trial_says_what_it_tries_and_a_promoted_one_where_it_comes_from() -> 
 
 def test_an_end_says_how_good_how_far_and_how_long() -> None:
     assert console.ended_line(trial(), RESULT, "", STANDING, "auroc_any") == (
-        "trial 0007 finished  auroc_any 0.873 (epoch 3 of 4) in 1 min, 812 images/s · best 0.901 (trial 0003) · "
-        "8 of 20 · about 5 min to go · 7 h 00 min of time left · 22 device hours left"
+        "trial 0007 finished  auroc_any 0.873 (epoch 3 of 4) in 75 s, 812 images/s · best 0.901 (trial 0003) · "
+        "8 of 20 · about 5 min to go · 7 h of time left · 22 device hours left"
     )
-    nothing_known = replace(STANDING, best=None, trials=None, time_s=None, device_limit_s=None, eta_s=None)
+    nothing_known = replace(STANDING, best=None, time_s=None, device_limit_s=None, eta_s=None)
     assert (
         console.ended_line(trial(), None, "diverged", nothing_known, "auroc_any")
-        == "trial 0007 failed    diverged · 8 trials"
+        == "trial 0007 failed    diverged · 8 of 20"
     )
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min"), (3_599, "60 min"), (3_900, "1 h 05 min"), (190_000, "2 d 4 h")],
-)
+    [
+        (0, "0 s"), (0.031, "0.031 s"), (9, "9 s"), (59.4, "59 s"), (90, "90 s"), (150, "2.5 min"), (750, "12 min"),
+        (3_599, "60 min"), (3_900, "1 h 5 min"), (28_800, "8 h"), (86_399, "24 h"), (190_000, "2 d 5 h"),
+    ],
+)  # fmt: skip
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
-    assert console.duration(seconds) == text
+    assert duration_text(seconds) == text
+
+
+def test_what_the_time_budget_will_end_says_once_how_long_it_goes_on() -> None:
+    assert console.standing_parts(replace(STANDING, spent_s=28_260.0, eta_s=540.0))[2:] == [
+        "9 min of time left",
+        "22 device hours left",
+    ]
+    assert console.standing_parts(replace(STANDING, time_s=None, device_limit_s=None))[2:] == ["about 5 min to go"]
 
 
 def test_objects_hold_the_facts_and_where_the_run_stands() -> None:
@@ -81,18 +93,18 @@ def test_objects_hold_the_facts_and_where_the_run_stands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "tail"),
+    ("done", "tail"),
     [
-        ({"finished": 19}, "--extend --trials 40"),
-        ({"eta_s": None, "spent_s": 28_800.0, "device_limit_s": None}, "--extend --time 57600s"),
-        ({"time_s": None}, "--extend --device-hours 48"),
-        ({"time_s": None, "device_limit_s": None}, "--extend   (with a larger space)"),
+        ("trials", "--time=8h --extend --trials 40"),
+        ("time", "--trials 20 --extend --time 57600s"),
+        ("device_hours", "--trials 20 --time=8h --extend --device-hours 48"),
+        ("exhausted", "--trials 20 --time=8h --extend   (with a larger space)"),
     ],
 )
-def test_the_next_command_gives_the_run_more_of_what_it_lacked(change: dict[str, Any], tail: str) -> None:
+def test_the_next_command_gives_the_run_more_of_what_it_lacked(done: Done, tail: str) -> None:
     given = [*COMMAND, "--trials", "20", "--time=8h", "--json", "--extend"]
     shown = "ichsearch run --space 'my space.yaml' --out runs/a"
-    assert next_command(given, replace(STANDING, **change)) == f"{shown} {tail}"
+    assert next_command(given, replace(STANDING, done=done)) == f"{shown} {tail}"
 
 
 def printer(*, as_json: bool) -> tuple[RunPrinter, io.StringIO, io.StringIO]:
@@ -131,7 +143,7 @@ def test_a_run_that_is_refused_before_it_begins_prints_no_object() -> None:
 
 def test_the_end_names_the_reason_the_leaderboard_and_the_next_command() -> None:
     shown, out, _ = printer(as_json=False)
-    standing = replace(STANDING, finished=19, why_done="all trials are done")
+    standing = replace(STANDING, finished=19, done="trials")
     shown.close(Path("runs/a/leaderboard.csv"), "auroc_any", standing)
     assert out.getvalue() == (
         "all trials are done: 20 trials, 1 of them without a score\nleaderboard: runs/a/leaderboard.csv\n"

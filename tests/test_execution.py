@@ -108,7 +108,7 @@ def test_gauges_do_not_mind_that_nobody_exports_them() -> None:
         for _ in range(2):  # a second run in the same process
             gauges = Gauges("two")
             gauges.show(STANDING, 100.0)
-            gauges.show(Standing(0, 0, 0, None, None, 0.0, None, 0.0, None, None, ""), 0.0)
+            gauges.show(Standing(0, 0, 0, 2, None, 0.0, None, 0.0, None, None, ""), 0.0)
 
 
 def test_a_stuck_process_ends_and_says_where(tmp_path: Path) -> None:

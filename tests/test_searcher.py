@@ -17,7 +17,7 @@ from spaces import write_space
 from ichsearch.search.book import WAIT, Book, Started
 from ichsearch.search.events import Event
 from ichsearch.search.execution import Execution, run_trials
-from ichsearch.search.journal import open_journal
+from ichsearch.search.journal import open_storage
 from ichsearch.search.resources import Requests
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.searcher import BookSearcher, label_of
@@ -52,12 +52,11 @@ def open_book(root: Path, trials: int, kind: type[Book] = Book) -> Book:
     return kind(
         space,
         folder,
-        open_journal(folder.journal),
+        open_storage(folder.journal),
         suggest_lr=lambda config: 0.01,
         weights_of={"test_resnet": "scratch"},
         images_per_s=lambda config: None,
         train_slices=10,
-        devices_per_trial=1.0,
     )
 
 
@@ -223,7 +222,7 @@ def test_a_label_holds_nothing_but_plain_letters(tmp_path: Path) -> None:
     started = open_book(tmp_path, 1).next()
     assert started is not None
     config = started.config.model_copy(update={"backbone": "hf_hub:timm/resnet18.a1_in1k", "epochs": 4})
-    labelled = Started(started.record, config, started.study, started.number)
+    labelled = Started(started.record, config, started.place)
     assert label_of(labelled) == "hf_hub_timm_resnet18.a1_in1k-b8-4ep-0000"
 
 

@@ -11,6 +11,7 @@ from ichsearch.errors import ConfigError
 from ichsearch.search.combinations import size_of
 from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.resolved import differences, resolved, save_space
+from ichsearch.search.drawing import chosen_by, drawn_by
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import find_space, load_space
 from ichsearch.train.config import TrialConfig
@@ -53,7 +54,7 @@ def test_what_does_not_count_is_not_written(tmp_path: Path) -> None:
 def test_a_full_file_means_what_it_says(tmp_path: Path) -> None:
     space = load_space(write_space(tmp_path, FULL))
     assert (space.time_s, space.device_hours, space.trial_limit_s) == (28_800, 24, 90)
-    assert space.promotion.model_dump() == {"eta": 2, "first_epochs": 2, "child": "restart", "random_share": 0}
+    assert space.promotion.model_dump() == {"eta": 2, "first_epochs": 2, "child": "continue", "random_share": 0}
     assert space.keep.model_dump() == {"best": 3, "disk_gb": 1.5}
     assert space.constraints.max_parameters == 30_000_000
     assert space.rungs() == (2, 4, 9)
@@ -78,17 +79,19 @@ def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("options", "rungs"),
     [
-        (["epochs=9"], (1, 3, 9)),
-        (["epochs=6"], (2, 6)),
-        (["epochs=10"], (1, 3, 10)),
-        (["epochs=2"], (2,)),
+        (["epochs=9"], (1, 4, 9)),
+        (["epochs=6"], (1, 6)),
+        (["epochs=10"], (1, 4, 10)),
+        (["epochs=2"], (1, 2)),
         (["epochs=1"], (1,)),
-        (["epochs=27", "promotion.first_epochs=3"], (3, 9, 27)),
-        (["epochs=27", "promotion.first_epochs=4"], (9, 27)),
-        (["epochs=8", "promotion.eta=2"], (1, 2, 4, 8)),
+        (["epochs=27", "promotion.first_epochs=3"], (3, 12, 27)),
+        (["epochs=27", "promotion.first_epochs=4", "promotion.eta=3"], (4, 12, 27)),
+        (["epochs=8", "promotion.eta=2", "trials=4"], (1, 2, 4, 8)),
+        (["epochs=8", "promotion.eta=2", "trials=2"], (4, 8)),
+        (["epochs=9", "trials=1"], (9,)),
         (["epochs=9", "strategy=full"], (9,)),
-        (["epochs=9", "pretrained=auto", "parameters.lr_schedule=fine_tune"], (3, 9)),
-        (["epochs=9", "pretrained=auto", "parameters.lr_schedule=fine_tune", "schedule=whole"], (1, 3, 9)),
+        (["epochs=9", "pretrained=auto", "parameters.lr_schedule=fine_tune"], (2, 9)),
+        (["epochs=9", "pretrained=auto", "parameters.lr_schedule=fine_tune", "schedule=whole"], (1, 4, 9)),
     ],
 )
 def test_rungs(tmp_path: Path, options: list[str], rungs: tuple[int, ...]) -> None:
@@ -98,7 +101,9 @@ def test_rungs(tmp_path: Path, options: list[str], rungs: tuple[int, ...]) -> No
 def test_differences_name_the_value_on_both_sides(tmp_path: Path) -> None:
     old = load_space(write_space(tmp_path))
     new = load_space(write_space(tmp_path, SMALL.replace("epochs: 2", "epochs: 5").replace("[0.0, 1.0]", "[0.0, 0.5]")))
-    assert differences(old, new) == [
+    found = differences(old, new)
+    assert [item.keys for item in found] == [("epochs",), ("parameters", "augment", "float")]
+    assert [str(item) for item in found] == [
         "epochs: 2 in the run, 5 asked for",
         "parameters.augment.float: [0.0, 1.0] in the run, [0.0, 0.5] asked for",
     ]
@@ -220,10 +225,17 @@ def test_a_grid_has_every_configuration_that_is_allowed_once(tmp_path: Path) -> 
     assert len({repr(sorted(values.items())) for values in grid}) == len(grid)
     size = size_of(space.parameters, space.constraints, space.task)
     assert (size.combinations, size.continuous, size.complete) == (15, [], True)
-    drawn_again = [dict(space.draw(optuna.trial.FixedTrial(space.enqueued(values)))) for values in grid]
-    assert drawn_again == grid
+    point = dict.fromkeys(space.parameters, 0.5)
+    assert [drawn_by(space.draw, chosen_by(point, values)).drawn for values in grid] == grid
     fewer = small(tmp_path, *options, "constraints.forbidden=[{backbone: test_resnet, augment: [0, 0.5]}]")
     assert Counter(values["backbone"] for values in fewer.grid()) == {"test_resnet": 2, "test_efficientnet": 3}
+
+
+def test_a_grid_has_as_many_trials_as_configurations_unless_the_file_says_another_number(tmp_path: Path) -> None:
+    finite = "parameters:\n  backbone: test_resnet\n  batch_size: {choice: [8, 16]}\n  size: 32\n  lr: {choice: [0.1, 1.0, 2.0]}\n"
+    content = SMALL[: SMALL.index("parameters:")] + finite + "strategy: grid\n"
+    assert load_space(write_space(tmp_path, content)).trials == 3
+    assert load_space(write_space(tmp_path, content.replace("trials: 3\n", ""))).trials == 6
 
 
 def test_the_number_of_configurations(tmp_path: Path) -> None:
@@ -232,16 +244,6 @@ def test_the_number_of_configurations(tmp_path: Path) -> None:
     options = ["parameters.weight_decay={choice: [0, 0.1]}", "parameters.clip_norm={int: [0, 1000000]}"]
     space = small(tmp_path, *options)
     assert size_of(space.parameters, space.constraints, space.task) == (3 * 2 * 1_000_001, ["augment", "lr"], True)
-
-
-def test_first_trials_are_tried_as_they_are_said(tmp_path: Path) -> None:
-    space = small(tmp_path, "first_trials=[{backbone: test_efficientnet, lr: 1.0}, {batch_size: 16}]")
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for first in space.first_trials:
-        study.enqueue_trial(space.enqueued(first))
-    one, two = space.draw(study.ask()), space.draw(study.ask())
-    assert (one["backbone"], one["batch_size"], one["lr"]) == ("test_efficientnet", 8, 1.0)
-    assert two["batch_size"] == 16 or two["backbone"] == "test_efficientnet"
 
 
 def test_options_replace_add_and_the_last_one_counts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ichsearch.files import to_json
 from ichsearch.search.resolved import as_text
 from ichsearch.search.schema import space_schema
 from ichsearch.search.space_file import load_space
-from ichsearch.search.validate import SliceCounts, costs, count_slices, duration_text, summary
+from ichsearch.search.validate import SliceCounts, costs, count_slices, summary
 from ichsearch.shards.metadata import write_metadata
 from ichsearch.storage import open_folder
 from ichsearch.train.config import InputConfig
@@ -96,7 +96,7 @@ def test_the_summary_says_how_large_a_space_is_and_how_it_is_searched(tmp_path: 
     path = write_space(tmp_path)
     assert summary(load_space(path)) == [
         "configurations: continuous (augment, lr), times 3 of the other parameters",
-        "strategy promote: sampler tpe, rungs of 2 epochs, schedule per_rung",
+        "strategy promote: sampler tpe, rungs of 1 → 2 epochs, schedule per_rung, children continue",
         "budget: 3 trials",
     ]
     options = [
@@ -124,14 +124,6 @@ def test_costs_are_told_per_backbone_and_batch_size(tmp_path: Path) -> None:
     assert all(line.endswith(" GB") for line in lines)
     head, *_ = costs(space, SliceCounts(100, 10))
     assert head.startswith("a trial of 2 epochs on this machine")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.031, "0.031 s"), (9, "9 s"), (90, "90 s"), (150, "2.5 min"), (28_800, "8 h"), (2e5, "2.31 d")],
-)
-def test_durations_are_told_as_a_person_reads_them(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
 
 
 def test_validate_prints_the_resolved_file_and_takes_options(

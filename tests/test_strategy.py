@@ -1,5 +1,6 @@
 """Promotion over rungs: who goes on, in which order, and what the last trials of a budget are for."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -92,10 +93,10 @@ def test_a_failed_trial_fills_its_rung_and_a_running_one_does_not() -> None:
 
 
 def test_the_highest_rung_is_served_first() -> None:
-    first = [(1, loss / 10, None) for loss in range(12)]
+    lower = [(1, loss / 10, None) for loss in range(12)]
     second = [(3, loss, str(number)) for number, loss in enumerate((0.3, 0.2, 0.4))]
-    assert name(first(due_promotions(history(*first, *second), RUNGS, 3))) == "13"
-    assert name(first(due_promotions(history(*first, *second, (9, "runs", "13")), RUNGS, 3))) == "3"
+    assert name(first(due_promotions(history(*lower, *second), RUNGS, 3))) == "13"
+    assert name(first(due_promotions(history(*lower, *second, (9, "runs", "13")), RUNGS, 3))) == "3"
 
 
 def test_equal_trials_go_on_in_the_order_of_their_start() -> None:
@@ -144,6 +145,8 @@ def test_steps_lead_from_a_rung_to_the_top() -> None:
 def test_promotable_are_those_whom_coming_trials_could_bring_up() -> None:
     ends = [(1, loss / 10, None) for loss in range(6)]
     assert set(promotable(history(*ends), RUNGS, 3, left=0)) == {"0", "1"}
+    assert set(promotable(history(*ends), RUNGS, 3, left=math.inf)) == {"0", "1", "2", "3", "4", "5"}
+    assert set(promotable(history(*ends), RUNGS, 3, left=12)) == {"0", "1", "2", "3", "4", "5"}
     assert set(promotable(history(*ends), RUNGS, 3, left=3)) == {"0", "1", "2"}
     assert promotable(history(*ends), RUNGS, 3, left=3)["2"] == pytest.approx(2 / 6)
     running: list[tuple[int, float | str | None, str | None]] = [(1, "runs", None)] * 3

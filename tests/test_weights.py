@@ -70,6 +70,27 @@ def test_weights_that_are_there_are_not_fetched_again(source: Path, tmp_path: Pa
     assert obtain_weights("test_resnet", "require", tmp_path / "run", source) == first
 
 
+def test_weights_that_were_absent_when_a_run_began_stay_absent(source: Path, tmp_path: Path) -> None:
+    """Else trials of one run would start from different weights, and be ranked together."""
+    (away := tmp_path / "away").mkdir()
+    first = obtain_weights("test_resnet", "auto", tmp_path / "run", away)
+    assert first == (None, "scratch (no test_resnet.safetensors in the weights folder)")
+    assert obtain_weights("test_resnet", "auto", tmp_path / "run", source) == first
+    assert obtain_weights("test_resnet", "auto", tmp_path / "another run", source).path is not None
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"torn")])
+def test_weights_that_a_run_began_with_are_not_given_up(
+    source: Path, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    first = obtain_weights("test_resnet", "auto", tmp_path / "run", source)
+    assert first.path is not None
+    damage(first.path)
+    (source / "test_resnet.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"began with those of test_resnet, but .*bring weights/test_resnet\.safe"):
+        obtain_weights("test_resnet", "auto", tmp_path / "run", source)
+
+
 def test_no_means_scratch_even_where_weights_are(source: Path, tmp_path: Path) -> None:
     obtain_weights("test_resnet", "require", tmp_path / "run", source)
     assert obtain_weights("test_resnet", "no", tmp_path / "run", source) == (None, "scratch")

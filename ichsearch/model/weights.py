@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 from torchvision.models import get_model_weights
 
 from ichsearch.errors import ConfigError
-from ichsearch.files import written_aside
+from ichsearch.files import write_text, written_aside
 from ichsearch.model.blueprint import is_made_for_a_size, is_of_timm
 from ichsearch.model.loading import load_state
 from ichsearch.model.states import UNREADABLE, fitting_state, read_state
 
 Policy = Literal["require", "auto", "no"]
+PRETRAINED: Final = "pretrained"
 PROBE_TIMEOUT_S: Final = 5.0
 
 
@@ -47,13 +48,17 @@ def obtain_weights(
     They come from `source` when it is given, a file or a folder with `<backbone>.safetensors` (or .pth); else from the
     hub or its local cache. With `auto` what cannot be had is replaced by random weights, and `origin` says so. Weights
     that are there but belong to another backbone, or not to the image `sizes`, are refused under each policy but `no`.
+    What `auto` has found, an absence too, is kept in `folder/<backbone>.origin` and holds for the whole life of a run.
 
     Raises:
-        ConfigError: the policy is `require` and they cannot be had, or they do not fit.
+        ConfigError: they cannot be had, but are required or were there when the run began; or they do not fit.
     """
-    target = folder / f"{backbone}.safetensors"
+    target, kept = folder / f"{backbone}.safetensors", folder / f"{backbone}.origin"
     if policy == "no":
         return StartWeights(None, "scratch")
+    known = kept.read_text(encoding="utf-8") if policy == "auto" and kept.is_file() else ""
+    if known not in ("", PRETRAINED):
+        return StartWeights(None, known)
     try:
         path = target if target.is_file() else _from_source(backbone, source) if source else _from_hub(backbone)
         state = read_state(path)
@@ -65,14 +70,23 @@ def obtain_weights(
                 f"pretrained: require needs weights of {backbone}, but they cannot be had ({reason}); "
                 "give weights_folder, or pretrained: auto"
             ) from error
-        return StartWeights(None, f"scratch ({reason})")
+        if known:
+            raise ConfigError(
+                f"a run must keep its weights, and this one began with those of {backbone}, but they cannot be had "
+                f"({reason}); bring weights/{target.name} back, or give another --out"
+            ) from error
+        origin = f"scratch ({reason})"
+        write_text(kept, origin)
+        return StartWeights(None, origin)
     state = fitting_state(backbone, state, path.name)
     for size in sizes if is_made_for_a_size(backbone) else ():
         load_state(backbone, 3, 1, size, state)
     if path != target:
         with written_aside(target) as aside:
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside)
-    return StartWeights(target, "pretrained")
+    if not known:
+        write_text(kept, PRETRAINED)
+    return StartWeights(target, PRETRAINED)
 
 
 def _from_source(backbone: str, source: Path) -> Path:

@@ -32,9 +32,12 @@ ABANDONED: Final = "abandoned"
 """How the reason of a trial begins that says nothing about its configuration."""
 WAIT: Final = "wait"
 """Nothing to hand out until a running trial has ended."""
-REASONS: Final = {
+Done = Literal["", "trials", "time", "device_hours", "exhausted"]
+REASONS: Final[dict[Done, str]] = {
+    "": "",
     "trials": "all trials are done",
-    "no_room": "the budget has no room for another trial",
+    "time": "the time budget has no room for another trial",
+    "device_hours": "the budget of device hours has no room for another trial",
     "exhausted": "every configuration of the space has been tried",
 }
 
@@ -50,7 +53,11 @@ class Started:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a run stands; seconds are wall clock, device seconds are summed over trials. None: no limit, or unknown."""
+    """How a run stands; seconds are wall clock, device seconds are summed over trials. None: no limit, or unknown.
+
+    Attributes:
+        done: what has ended the run; "" while it goes on.
+    """
 
     finished: int
     failed: int
@@ -62,7 +69,12 @@ class Standing:
     device_s: float
     device_limit_s: float | None
     eta_s: float | None
-    why_done: str
+    done: Done
+
+    @property
+    def why_done(self) -> str:
+        """What has ended the run, in words."""
+        return REASONS[self.done]
 
 
 class Book:
@@ -78,7 +90,7 @@ class Book:
         weights_of: dict[str, str],
         images_per_s: Callable[[TrialConfig], float | None] = lambda config: None,
         train_slices: int = 1,
-        devices_per_trial: float = 1.0,
+        devices_of: Callable[[TrialConfig], float] = lambda config: 1.0,
         check_lease: Callable[[], None] = lambda: None,
         began_s: float | None = None,
     ) -> None:
@@ -87,17 +99,20 @@ class Book:
         self._lower = space.metric in LOWER_IS_BETTER
         self._journal = Journal(storage, space.name, "minimize" if self._lower else "maximize")
         self._history, self._costs = History(space.rungs()), Costs(images_per_s, train_slices)
-        self._budget = Budget(space.trials, space.time_s, _device_s(space), devices_per_trial)
+        self._budget = Budget(space.trials, space.time_s, _device_s(space), devices_of)
         eta = space.promotion.eta
         self._keeper = Keeper(folder, space.keep, space.rungs(), eta)
         self._strategy = Strategy(self._history, _proposer(space, self._history), space.rungs(), eta)
         self._trials: dict[str, Started] = {}
         self._since_s: dict[str, float] = {}
-        self._device_s, self._driven_s, self._why_done = 0.0, 0.0, ""
+        self._device_s, self._driven_s = 0.0, 0.0
+        self._done: Done = ""
         self._best: tuple[str, float] | None = None
         self._load()
         self._driven_s = max(self._driven_s, self._journal.driven_s())
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
+        for name in self._history.entries.keys() - set(self._interrupted):
+            folder.remove_checkpoint(name)
         self._start_s = time.monotonic() if began_s is None else began_s
         self._keeper.sweep(self._history, self._left().trials)
 
@@ -118,7 +133,7 @@ class Book:
                 self._learn(record.trial, trial.value, outcome["seconds"], outcome["epochs_trained"])
             elif trial.state.is_finished():
                 self._history.end(record.trial, None)
-                self._device_s += outcome["seconds"] * self._budget.devices_per_trial
+                self._device_s += outcome["seconds"] * self._budget.devices_of(config)
             if not (self._folder.trial(record.trial) / "trial.json").is_file():
                 self._folder.write_record(record)
 
@@ -136,7 +151,7 @@ class Book:
             return self._proposed(decision)
         if left.trials >= 1 and self._history.count("running"):
             return WAIT
-        self._why_done = REASONS["trials" if left.trials < 1 else decision]
+        self._done = "trials" if left.trials < 1 else "exhausted" if decision == "exhausted" else left.lacking
         return None
 
     def _next_number(self) -> int:
@@ -222,18 +237,20 @@ class Book:
         self._ended(started, started.record.model_copy(update={"status": FAILED, "reason": reason}))
         self._journal.fail(started.place, {"reason": reason, "seconds": round(seconds, 3)} | self._driven())
         self._history.end(started.record.trial, None)
-        self._device_s += seconds * self._budget.devices_per_trial
+        self._device_s += seconds * self._budget.devices_of(started.config)
         self._keeper.sweep(self._history, self._left().trials)
 
     def _ended(self, started: Started, record: TrialRecord) -> None:
         self._folder.write_record(record)
+        self._folder.remove_checkpoint(record.trial)
         self._trials[record.trial] = Started(record, started.config, started.place)
 
     def _learn(self, name: str, score: float | None, seconds: float, epochs: int) -> None:
         assert score is not None, "a finished trial has a score"
         self._history.end(name, score if self._lower else -score)
-        self._costs.learn(self._trials[name].config, seconds, epochs)
-        self._device_s += seconds * self._budget.devices_per_trial
+        config = self._trials[name].config
+        self._costs.learn(config, seconds, epochs)
+        self._device_s += seconds * self._budget.devices_of(config)
         self._since_s.pop(name, None)
         if better(self._space.metric, score, self._best[1] if self._best else None):
             self._best = (name, score)
@@ -241,15 +258,18 @@ class Book:
     def _left(self) -> Left:
         """What is left of the budget now."""
         budget = self._budget
-        running = [self._trials[name] for name in self._since_s if self._history.entries[name].state == "running"]
-        promised_s = sum(self._costs.seconds(item.config, [_own_step(item.config)]) or 0.0 for item in running)
-        device_s = self._device_s + promised_s * budget.devices_per_trial
+        running = [
+            self._trials[name].config for name in self._since_s if self._history.entries[name].state == "running"
+        ]
+        promised_s = sum(
+            (self._costs.seconds(config, [_own_step(config)]) or 0.0) * budget.devices_of(config) for config in running
+        )
         return Left(
-            trials=(budget.trials or float("inf")) - len(self._history.entries),
+            trials=budget.trials - len(self._history.entries),
             time_s=(budget.time_s or float("inf")) - self._spent_s(),
-            device_s=(budget.device_s or float("inf")) - device_s,
-            devices_per_trial=budget.devices_per_trial,
+            device_s=(budget.device_s or float("inf")) - self._device_s - promised_s,
             seconds=lambda made, steps: self._cost_s(made.drawn, steps),
+            devices=lambda made: budget.devices_of(self._configs.config(made.drawn, self._space.epochs)),
         )
 
     def _cost_s(self, drawn: Drawn, steps: Sequence[Step]) -> float | None:
@@ -273,8 +293,8 @@ class Book:
         """How the run stands."""
         finished, failed = self._history.count("finished"), self._history.count("failed")
         spent_s = self._spent_s()
-        missing = self._budget.trials - finished - failed if self._budget.trials else None
-        eta_s = spent_s / (finished + failed) * missing if missing is not None and finished + failed else None
+        missing = self._budget.trials - finished - failed
+        eta_s = spent_s / (finished + failed) * missing if finished + failed else None
         if self._budget.time_s is not None:
             eta_s = min(eta_s if eta_s is not None else float("inf"), max(0.0, self._budget.time_s - spent_s))
         return Standing(
@@ -288,7 +308,7 @@ class Book:
             device_s=self._device_s,
             device_limit_s=self._budget.device_s,
             eta_s=eta_s,
-            why_done=self._why_done,
+            done=self._done,
         )
 
     def _own_space(self) -> str:

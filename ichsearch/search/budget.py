@@ -4,9 +4,10 @@ In: a space's budget, what trials took. Out: estimates, and whether something st
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 from ichsearch.search.drawing import Configuration
 from ichsearch.train.config import TrialConfig
@@ -49,15 +50,19 @@ def _keys(config: TrialConfig) -> tuple[Hashable, Hashable, Hashable]:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may take; None is no limit."""
+    """What a run may take; of time, None is no limit.
 
-    trials: int | None
+    Attributes:
+        devices_of: how many devices a trial takes while it runs; a share of one, if others run beside it.
+    """
+
+    trials: int
     time_s: float | None
     device_s: float | None
-    devices_per_trial: float
+    devices_of: Callable[[TrialConfig], float]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Left:
     """What is left of a budget at one moment.
 
@@ -65,25 +70,25 @@ class Left:
         trials: how many may still start.
         time_s: wall clock, in seconds.
         device_s: device time, in seconds, less what running trials will take.
+        seconds: what trials of a configuration would take; None if nothing is known.
+        devices: how many devices they would take.
+        lacking: what the last trials that did not fit would have needed more of.
     """
 
-    trials: float
+    trials: int
     time_s: float
     device_s: float
-    devices_per_trial: float
     seconds: Callable[[Configuration, Sequence[Step]], float | None]
+    devices: Callable[[Configuration], float]
+    lacking: Literal["time", "device_hours"] = field(default="time", init=False)
 
     def has(self, configuration: Configuration, steps: Sequence[Step]) -> bool:
         """Whether trials of these epochs fit into the time that is left; one of unknown cost is tried."""
         cost_s = self.seconds(configuration, steps) or 0.0
-        return 0 < self.time_s >= cost_s and 0 < self.device_s >= cost_s * self.devices_per_trial
-
-
-def limits(budget: Budget) -> Iterator[str]:
-    """The budget in words, a part a limit."""
-    if budget.trials is not None:
-        yield f"{budget.trials} trials"
-    if budget.time_s is not None:
-        yield f"{budget.time_s:g} s"
-    if budget.device_s is not None:
-        yield f"{budget.device_s / 3600:g} device hours"
+        if not 0 < self.time_s >= cost_s:
+            self.lacking = "time"
+            return False
+        if not 0 < self.device_s >= cost_s * self.devices(configuration):
+            self.lacking = "device_hours"
+            return False
+        return True

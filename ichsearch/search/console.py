@@ -3,6 +3,7 @@
 In: facts of a run. Out: text.
 """
 
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,18 +11,17 @@ from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import TEST_FOLD, VALIDATION_FOLD, Split
 from ichsearch.labels import ANY
 from ichsearch.search.book import Standing, Started
+from ichsearch.search.durations import UNITS_S, duration_text
 from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
-MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86_400
-
 
 def opening(space: Space, folder: Path, dashboard: str) -> str:
     """Which run this is, and where to watch it."""
     where = f" · Ray dashboard {dashboard} (token in ~/.ray/auth_token)" if dashboard else ""
-    budget = f" in {duration(space.time_s)}" if space.time_s else ""
+    budget = f" in {duration_text(space.time_s)}" if space.time_s else ""
     length = f"up to {_count(space.epochs, 'epoch')}"
     return f"run {space.name} in {folder}: {_count(space.trials, 'trial')} of {length}{budget}{where}"
 
@@ -30,23 +30,10 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def duration(seconds: float) -> str:
-    """A time as a person says it: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
-    whole = round(seconds)
-    if whole < MINUTE_S:
-        return f"{whole} s"
-    if whole < HOUR_S:
-        return f"{round(whole / MINUTE_S)} min"
-    if whole < DAY_S:
-        return f"{whole // HOUR_S} h {whole % HOUR_S // MINUTE_S:02d} min"
-    return f"{whole // DAY_S} d {whole % DAY_S // HOUR_S} h"
-
-
 def going_on(standing: Standing) -> str:
     """What an earlier start of this run left."""
     done = standing.finished + standing.failed
-    of = f"{done} of {_count(standing.trials, 'trial')}" if standing.trials else _count(done, "trial")
-    return f"going on: {of} done"
+    return f"going on: {done} of {_count(standing.trials, 'trial')} done"
 
 
 class Part(NamedTuple):
@@ -148,7 +135,7 @@ def ended_line(started: Started, result: TrialResult | None, reason: str, standi
     else:
         head = (
             f"trial {name} finished  {metric} {result.score:.3f} (epoch {result.best_epoch} of "
-            f"{started.config.epochs}) in {duration(result.seconds)}, {result.images_per_s:.0f} images/s"
+            f"{started.config.epochs}) in {duration_text(result.seconds)}, {result.images_per_s:.0f} images/s"
         )
     return " · ".join([head, *standing_parts(standing)])
 
@@ -157,14 +144,15 @@ def standing_parts(standing: Standing) -> list[str]:
     """Best so far, how many of how many, how long it will take, what is left of the budgets."""
     ended = standing.finished + standing.failed
     parts = [f"best {standing.best[1]:.3f} (trial {standing.best[0]})"] if standing.best else []
-    parts.append(f"{ended} of {standing.trials}" if standing.trials else _count(ended, "trial"))
-    if standing.eta_s is not None and not standing.why_done:
-        parts.append(f"about {duration(standing.eta_s)} to go")
+    parts.append(f"{ended} of {standing.trials}")
+    left_s = inf if standing.time_s is None else max(0.0, standing.time_s - standing.spent_s)
+    if standing.eta_s is not None and standing.eta_s < left_s and not standing.done:
+        parts.append(f"about {duration_text(standing.eta_s)} to go")
     if standing.time_s is not None:
-        parts.append(f"{duration(max(0.0, standing.time_s - standing.spent_s))} of time left")
+        parts.append(f"{duration_text(left_s)} of time left")
     if standing.device_limit_s is not None:
-        left_s = max(0.0, standing.device_limit_s - standing.device_s)
-        parts.append(f"{left_s / HOUR_S:.3g} device hours left")
+        left_h = max(0.0, standing.device_limit_s - standing.device_s) / UNITS_S["h"]
+        parts.append(f"{left_h:.3g} device hours left")
     return parts
 
 

@@ -306,16 +306,16 @@ def _kind(value: Any) -> str | None:
     return next((kind for kind, domain in KINDS.items() if isinstance(value, domain)), None)
 
 
-Drawn = (
+DrawnDomain = (
     Annotated[Constant, Tag("value")]
     | Annotated[Choice, Tag("choice")]
     | Annotated[IntRange, Tag("int")]
     | Annotated[FloatRange, Tag("float")]
     | Annotated[Factor, Tag("factor")]
 )
-Domain = Annotated[Drawn, Discriminator(_kind, custom_error_type="domain", custom_error_message=NO_DOMAIN)]
+Domain = Annotated[DrawnDomain, Discriminator(_kind, custom_error_type="domain", custom_error_message=NO_DOMAIN)]
 DomainOrRemoved = Annotated[
-    Drawn | Annotated[Removed, Tag("remove")],
+    DrawnDomain | Annotated[Removed, Tag("remove")],
     Discriminator(
         _kind,
         custom_error_type="domain",

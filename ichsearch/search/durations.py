@@ -1,6 +1,6 @@
 """Durations as people write them: `90s`, `20m`, `8h`, `1d`, or a number of seconds.
 
-In: a value of a space file or an option. Out: seconds.
+In: a value of a space file or an option. Out: seconds; and these as a person reads them.
 """
 
 import re
@@ -32,3 +32,13 @@ def seconds_of(value: Any) -> Any:
 _AS_WRITTEN: Final = {"anyOf": [{"type": "string", "pattern": PATTERN}, {"type": "number", "exclusiveMinimum": 0}]}
 Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0, le=LONGEST_S), WithJsonSchema(_AS_WRITTEN)]
 """In seconds."""
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as a person reads it: 0.4 s, 90 s, 2.5 min, 12 min, 3 h 5 min, 8 h, 2 d 4 h."""
+    for unit, part in (("d", "h"), ("h", "m")):
+        if seconds >= UNITS_S[unit]:
+            whole, rest = divmod(round(seconds / UNITS_S[part]), UNITS_S[unit] // UNITS_S[part])
+            return f"{whole} {unit}" + (f" {rest} {'min' if part == 'm' else part}" if rest else "")
+    value, name = (seconds / UNITS_S["m"], "min") if seconds >= 2 * UNITS_S["m"] else (seconds, "s")
+    return f"{value:.2g} {name}" if value < 10 else f"{value:.0f} {name}"

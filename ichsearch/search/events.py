@@ -17,7 +17,7 @@ Each object stands on a line of its own and says in `event` what it is; times ar
   unless it ended before that was known; `exit_code` is 130 for an interrupted run, `reason` the message of a failure.
 
 How the run stands: `best` (null, or `trial` and `score`), `counts` (`finished`, `failed`, `running`, `trials`: how many
-there may be, or null), `spent_s`, `time_s` (budget or null), `device_s`, `device_limit_s` (likewise), `eta_s`.
+there may be), `spent_s`, `time_s` (budget or null), `device_s`, `device_limit_s` (likewise), `eta_s`.
 A key may be added; none is taken away.
 """
 

@@ -4,6 +4,7 @@ In: the history, the rungs. Out: a trial to promote, or none. Source: Li et al. 
 Hyperparameter Tuning", algorithm 2.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -53,20 +54,27 @@ def missing_steps(history: History, rungs: Sequence[int]) -> int:
 
 
 def promotable(history: History, rungs: Sequence[int], eta: int, left: float) -> dict[str, float]:
-    """The trials that could yet be promoted if all that run, and `left` more, ended at their rung and were worse.
-
-    Of each the share of its rung that did better. The best of those that were not promoted are among them: the last
-    trials of a budget are theirs.
-    """
+    """The trials that could yet be promoted if `left` more came; of each the share of its rung that did better."""
     found: dict[str, float] = {}
-    last = min(left, len(rungs) - 1)
     for epochs in rungs[:-1]:
-        here = history.at(epochs)
+        here, finished = history.at(epochs), history.finished(epochs)
         ended = sum(entry.state != "running" for entry in here)
-        waiting = 0
-        for place, entry in enumerate(history.finished(epochs)):
-            if entry.trial not in history.promoted:
-                if (place + 1) * eta <= len(here) + left or waiting < last:
-                    found[entry.trial] = place / ended
-                waiting += 1
+        gone_on = sum(entry.trial in history.promoted for entry in finished)
+        more = _most_promotions(len(here), gone_on, eta, left, min(left, len(rungs) - 1))
+        waiting = [(place, entry) for place, entry in enumerate(finished) if entry.trial not in history.promoted]
+        for place, entry in waiting if more == math.inf else waiting[: int(more)]:
+            found[entry.trial] = place / ended
     return found
+
+
+def _most_promotions(here: int, gone_on: int, eta: int, left: float, last: float) -> float:
+    """How many of a rung could be promoted with `left` trials, of which the `last` need no quota.
+
+    The others are shared by promotions and by new trials of the rung, of which eta make room for one promotion. What
+    the quota has room for now counts in any case: the run may be extended.
+    """
+    if left == math.inf:
+        return left
+    due = max(0, here // eta - gone_on)
+    earned = (left - last + here - gone_on * eta) // (eta + 1)
+    return max(due, last + min(left - last, max(due, earned)))

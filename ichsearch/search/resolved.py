@@ -6,7 +6,7 @@ In: a `Space`. Out: the content of a space file without patterns or omissions; d
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
@@ -49,14 +49,26 @@ def save_space(space: Space, path: Path) -> None:
     write_text(path, as_text(space))
 
 
-def differences(old: Space, new: Space) -> list[str]:
-    """What differs, a line a value: `epochs: 6 in the run, 8 asked for`."""
-    return list(_differences(resolved(old), resolved(new), ""))
+class Difference(NamedTuple):
+    """A value that two spaces do not share: its keys from the top of the file on, and what each says."""
+
+    keys: tuple[str, ...]
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        """As in `epochs: 6 in the run, 8 asked for`."""
+        return f"{'.'.join(self.keys)}: {self.old} in the run, {self.new} asked for"
 
 
-def _differences(old: Any, new: Any, where: str) -> Iterator[str]:
+def differences(old: Space, new: Space) -> list[Difference]:
+    """What differs, value by value."""
+    return list(_differences(resolved(old), resolved(new)))
+
+
+def _differences(old: Any, new: Any, *keys: str) -> Iterator[Difference]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+            yield from _differences(old.get(key), new.get(key), *keys, str(key))
     elif old != new:
-        yield f"{where}: {old} in the run, {new} asked for"
+        yield Difference(keys, old, new)

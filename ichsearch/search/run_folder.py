@@ -3,6 +3,7 @@
 In: a folder. Out: paths, trial records.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ichsearch.files import read_json, to_json, write_bytes
 from ichsearch.train.config import InputConfig
+from ichsearch.train.lineage import CHECKPOINT
 
 
 class TrialRecord(BaseModel):
@@ -86,6 +88,10 @@ class RunFolder:
     def write_record(self, record: TrialRecord) -> None:
         """Show what the search knows of a trial; not waiting for the disk, since the journal knows it, too."""
         write_bytes(self.trial(record.trial) / "trial.json", to_json(record.model_dump()), durable=False)
+
+    def remove_checkpoint(self, trial: str) -> None:
+        """Free the room of what a trial that has ended would have gone on from."""
+        shutil.rmtree(self.trial(trial) / CHECKPOINT, ignore_errors=True)
 
     def record(self, trial: str) -> TrialRecord | None:
         """What is known of one trial; None if nothing is."""

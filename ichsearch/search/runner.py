@@ -116,10 +116,10 @@ def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
             raise ConfigError(f"--out must be a new folder or a run, but {folder.root} holds other files")
         return
     found = differences(load_space(folder.space), space)
-    fixed = [line for line in found if line.startswith(FIXED)]
+    fixed = any(difference.keys[0] in FIXED for difference in found)
     if fixed or (found and not extend and folder.journal.is_file()):
         hint = "give another --out" if fixed else "add --extend to go on with the change, or give another --out"
-        raise ConfigError("\n  ".join([f"{folder.root} holds another run; {hint}:", *found]))
+        raise ConfigError("\n  ".join([f"{folder.root} holds another run; {hint}:", *map(str, found)]))
 
 
 def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None:
@@ -223,7 +223,7 @@ def _open_book(
         weights_of=origins,
         images_per_s=images_per_s,
         train_slices=train_slices,
-        devices_per_trial=requests.whole["GPU"] or 1.0,
+        devices_of=lambda config: requests.of(config.backbone)["GPU"] or 1.0,
         check_lease=held.check,
         began_s=began_s,
     )

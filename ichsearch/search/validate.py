@@ -16,6 +16,7 @@ from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import make_split
 from ichsearch.errors import ConfigError
 from ichsearch.search.combinations import Size, size_of
+from ichsearch.search.durations import duration_text
 from ichsearch.search.resources import trial_request
 from ichsearch.search.space import Space
 from ichsearch.shards.manifest import read_manifest
@@ -148,11 +149,3 @@ def _dearest(space: Space) -> list[InputConfig]:
 
 def _pixels(config: InputConfig) -> tuple[int, bool]:
     return config.size, config.head == "concat_pool"
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as a person reads it."""
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
