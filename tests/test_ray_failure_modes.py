@@ -13,7 +13,6 @@
 """
 
 import json
-import os
 import pickle
 import shlex
 import shutil

@@ -116,7 +116,8 @@ def test_a_longer_full_length(extended: Callable[[str], Extended]) -> None:
 
 
 def test_a_new_backbone(extended: Callable[[str], Extended]) -> None:
-    run = extended(longer(("test_efficientnet]", "test_efficientnet, test_convnext]")) + first("backbone: test_convnext"))
+    space = longer(("test_efficientnet]", "test_efficientnet, test_convnext]"))
+    run = extended(space + first("backbone: test_convnext"))
     assert "test_convnext" in run.refused
     run.assert_reused()
     run.assert_learnt()

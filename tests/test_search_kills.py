@@ -72,7 +72,7 @@ def kill_at(driver: Driver, work: Work, events: int, after_s: float) -> tuple[li
 
 
 def disturbed(searched: Searched, out: Path, kills: int, rng: Generator) -> tuple[int, list[float]]:
-    """Run, kill and go on until the end; epochs that were trained, and seconds until a start told of its first trial."""
+    """Run, kill and go on until the end; epochs that were trained, and seconds until each start told of a trial."""
     work, orphans, starts_s = Work(out), list[int](), list[float]()
     for _ in range(kills):
         driver = searched.start(out)
@@ -86,6 +86,16 @@ def disturbed(searched: Searched, out: Path, kills: int, rng: Generator) -> tupl
     return work.look(), starts_s
 
 
-def test_killed(searched, tmp_path):
-    print(disturbed(searched, tmp_path / "run", 3, np.random.default_rng(0)))
-    pd.testing.assert_frame_equal(results(tmp_path / "run"), searched.expected, check_exact=True)
+def assert_ends_alike(searched: Searched, out: Path, kills: int) -> None:
+    work, _ = disturbed(searched, out, kills, np.random.default_rng(0))
+    pd.testing.assert_frame_equal(results(out), searched.expected, check_exact=True)
+    assert work <= MOST_WORK * searched.work
+
+
+def test_a_search_killed_twice_ends_as_if_nothing_had_happened(searched: Searched, tmp_path: Path) -> None:
+    assert_ends_alike(searched, tmp_path / "run", 2)
+
+
+@pytest.mark.slow
+def test_a_search_killed_ten_times_ends_as_if_nothing_had_happened(searched: Searched, tmp_path: Path) -> None:
+    assert_ends_alike(searched, tmp_path / "run", 10)

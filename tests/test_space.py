@@ -9,9 +9,9 @@ from spaces import FULL, SMALL, write_space
 
 from ichsearch.errors import ConfigError
 from ichsearch.search.combinations import size_of
+from ichsearch.search.drawing import chosen_by, drawn_by
 from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.resolved import differences, resolved, save_space
-from ichsearch.search.drawing import chosen_by, drawn_by
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import find_space, load_space
 from ichsearch.train.config import TrialConfig
@@ -232,8 +232,8 @@ def test_a_grid_has_every_configuration_that_is_allowed_once(tmp_path: Path) -> 
 
 
 def test_a_grid_has_as_many_trials_as_configurations_unless_the_file_says_another_number(tmp_path: Path) -> None:
-    finite = "parameters:\n  backbone: test_resnet\n  batch_size: {choice: [8, 16]}\n  size: 32\n  lr: {choice: [0.1, 1.0, 2.0]}\n"
-    content = SMALL[: SMALL.index("parameters:")] + finite + "strategy: grid\n"
+    finite = "parameters: {backbone: test_resnet, batch_size: {choice: [8, 16]}, size: 32, lr: {choice: [0.1, 1.0, 2]}}"
+    content = SMALL[: SMALL.index("parameters:")] + finite + "\nstrategy: grid\n"
     assert load_space(write_space(tmp_path, content)).trials == 3
     assert load_space(write_space(tmp_path, content.replace("trials: 3\n", ""))).trials == 6
 
