@@ -1,5 +1,6 @@
 """Trials through real Ray Tune: workers used again, names, waiting, crashes, hangs, and faults of the search itself."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,15 +15,19 @@ from ray import tune
 from slice_sets import make_rows, write_shards
 from spaces import write_space
 
+from ichsearch.data.cache import open_slices
+from ichsearch.data.split import open_split
+from ichsearch.search import worker
 from ichsearch.search.book import WAIT, Book, Started
 from ichsearch.search.events import Event
 from ichsearch.search.execution import Execution, run_trials
 from ichsearch.search.journal import open_storage
 from ichsearch.search.resources import Requests
 from ichsearch.search.run_folder import RunFolder
-from ichsearch.search.searcher import BookSearcher, label_of
+from ichsearch.search.searcher import BookSearcher, job_of, label_of
 from ichsearch.search.space_file import load_space
 from ichsearch.search.worker import Assignment, trainable
+from ichsearch.train import trial as trial_module
 
 SPACE = """\
 name: tiny
@@ -216,6 +221,46 @@ def test_a_full_disk_ends_the_run_and_keeps_the_trial(tmp_path: Path) -> None:
     assert searcher.disk_full
     assert searcher.suggest("b") == "FINISHED"
     assert reasons(tmp_path) == {"0000": "running"}
+
+
+def test_a_trial_whose_folder_another_process_holds_is_run_again(tmp_path: Path) -> None:
+    searcher, book = searcher_of(tmp_path, cores=1)
+    assert (first := searcher.suggest("a"))
+    searcher.on_trial_complete("a", {"reason": "folder busy"})
+    assert searcher.suggest("b") == first
+    searcher.on_trial_complete("b", {"reason": "diverged"})
+    assert reasons(tmp_path) == {"0000": "diverged"}
+    again = searcher.suggest("c")
+    assert again is not None
+    assert again["trial"] == "0001"
+    assert book.standing().running == 1
+
+
+def test_a_worker_knows_a_folder_that_another_process_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_module, "OTHER_WRITER_S", 0.0)
+    write_shards(tmp_path / "shards", make_rows(patients=15, slices=4), 32)
+    slices = open_slices(tmp_path / "shards", 32)
+    folder = RunFolder(tmp_path / "run")
+    open_split(folder.split, slices.table, slices.fingerprint, 0)
+    started = open_book(tmp_path / "run", 1).next()
+    assert isinstance(started, Started)
+    assignment = Assignment(tmp_path / "shards", folder, {"test_resnet": None}, 1, 20)
+    with (folder.trial("0000") / "trial.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert worker._outcome(job_of(started, ONE_CORE.whole), assignment) == {"reason": "folder busy"}
+    assert not (folder.trial("0000") / "error.txt").exists()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_trial_may_be_handed_out_twice_in_one_run(tmp_path: Path) -> None:
+    def busy_at_first(job: dict[str, Any]) -> None:
+        if (tmp_path / "trials" / job["trial"] / "attempts").read_text().count("\n") == 1:
+            tune.report({"reason": "folder busy", "done": True})
+
+    told = run(tmp_path, open_book(tmp_path, 2), finishing(tmp_path, busy_at_first))
+    assert reasons(tmp_path) == {"0000": "finished", "0001": "finished"}
+    assert [len(attempts(tmp_path, name)) for name in ("0000", "0001")] == [2, 2]
+    assert [event.kind for event in told].count("finished") == 2
 
 
 def test_a_label_holds_nothing_but_plain_letters(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from ray.tune.search import Searcher
 
-from ichsearch.search.book import WAIT, Book, Started
+from ichsearch.search.book import Book, Started
 from ichsearch.search.resources import Node, Request, Requests, has_room
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import explain_hang, has_hung
-from ichsearch.search.worker import DISK_FULL, NO_ROOM, TIMED_OUT
+from ichsearch.search.worker import BUSY, DISK_FULL, NO_ROOM, TIMED_OUT
 from ichsearch.train.trial import TrialResult, read_result
 
 OnStart = Callable[[Started], None]
@@ -91,14 +91,14 @@ class BookSearcher(Searcher):
             self._quiet_until_s = time.monotonic() + NODES_EVERY_S
             return None
         started = None if self.disk_full else self._book.next()
-        if started is None:
+        if isinstance(started, Started):
+            self._running[trial_id] = started
+            self._on_start(started)
+            return job_of(started, self._requests.of(started.config.backbone))
+        if started is None and (self.disk_full or not self._running):
             return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
-        if started == WAIT:
-            self._quiet_until_s = math.inf if self._running else time.monotonic() + NODES_EVERY_S
-            return None
-        self._running[trial_id] = started
-        self._on_start(started)
-        return job_of(started, self._requests.of(started.config.backbone))
+        self._quiet_until_s = math.inf if self._running else time.monotonic() + NODES_EVERY_S
+        return None  # one that runs may yet be handed back, or make the book go on
 
     def _taken(self) -> list[Request]:
         return [self._requests.of(started.config.backbone) for started in self._running.values()]
@@ -137,6 +137,9 @@ class BookSearcher(Searcher):
             reason = str(result.get("reason") or CRASHED)
         if reason == NO_ROOM:
             self.disk_full = True
+            return
+        if reason == BUSY:
+            self._book.hand_back(started)
             return
         self._book.tell_failed(started, reason)
         self._on_end(started, None, reason)
