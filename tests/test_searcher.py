@@ -17,7 +17,8 @@ from spaces import write_space
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import open_split
-from ichsearch.search import worker
+from ichsearch.search import execution, worker
+from ichsearch.search import searcher as searcher_module
 from ichsearch.search.book import WAIT, Book, Started
 from ichsearch.search.events import Event
 from ichsearch.search.execution import Execution, run_trials
@@ -50,10 +51,10 @@ ONE_CORE = Requests({"CPU": 1.0, "GPU": 0.0})
 Trial = Callable[[dict[str, Any]], None]
 
 
-def open_book(root: Path, trials: int, kind: type[Book] = Book) -> Book:
+def open_book(root: Path, trials: int, kind: type[Book] = Book, more: str = "") -> Book:
     folder = RunFolder(root)
     root.mkdir(exist_ok=True)
-    space = load_space(write_space(root, SPACE.format(trials=trials)))
+    space = load_space(write_space(root, SPACE.format(trials=trials) + more))
     return kind(
         space,
         folder,
@@ -65,7 +66,7 @@ def open_book(root: Path, trials: int, kind: type[Book] = Book) -> Book:
     )
 
 
-def run(root: Path, book: Book, trial: Trial, max_retries: int = 1) -> list[Event]:
+def run(root: Path, book: Book, trial: Trial, max_retries: int = 1, requests: Requests = ONE_CORE) -> list[Event]:
     told: list[Event] = []
 
     def write_leaderboard(folder: RunFolder) -> None:
@@ -75,7 +76,7 @@ def run(root: Path, book: Book, trial: Trial, max_retries: int = 1) -> list[Even
         name="tiny",
         metric="auroc_any",
         folder=RunFolder(root),
-        requests=ONE_CORE,
+        requests=requests,
         max_retries=max_retries,
         trial=trial,
         tell=told.append,
@@ -190,7 +191,7 @@ def test_a_fault_of_the_search_ends_the_run_as_what_it_is(tmp_path: Path) -> Non
 def searcher_of(root: Path, cores: float, trials: int = 4) -> tuple[BookSearcher, Book]:
     book = open_book(root, trials)
     return BookSearcher(
-        book, RunFolder(root), ONE_CORE, lambda: [{"CPU": cores}], lambda trial: None, lambda *told: None
+        book, RunFolder(root), ONE_CORE, lambda: [{"CPU": cores}], lambda trial: None, lambda *told: None, print
     ), book
 
 
@@ -221,6 +222,43 @@ def test_a_full_disk_ends_the_run_and_keeps_the_trial(tmp_path: Path) -> None:
     assert searcher.disk_full
     assert searcher.suggest("b") == "FINISHED"
     assert reasons(tmp_path) == {"0000": "running"}
+
+
+def test_a_run_that_no_node_could_serve_says_so_once_and_ends_with_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher_module, "NODES_EVERY_S", 0.0)
+    monkeypatch.setattr(searcher_module, "LONG_WAIT_S", 0.1)
+    book = open_book(tmp_path, 4, more="time: 1\n")
+    nodes, waits = [{"CPU": 0.5}], list[dict[str, float]]()
+    searcher = BookSearcher(
+        book, RunFolder(tmp_path), ONE_CORE, lambda: nodes, lambda trial: None, lambda *told: None, waits.append
+    )
+    assert searcher.suggest("a") is None
+    assert not waits, "a cluster that scales by itself takes its time"
+    end_s = time.monotonic() + 0.5
+    while time.monotonic() < end_s:
+        assert searcher.suggest("a") is None
+    assert waits == [ONE_CORE.least]
+    time.sleep(0.6)
+    assert searcher.suggest("a") == "FINISHED"
+    assert (book.standing().done, book.standing().running) == ("time", 0)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("left_after", [0, 1], ids=["before the first trial", "while Ray holds a trial"])
+def test_a_run_whose_nodes_have_gone_ends_with_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_after: int
+) -> None:
+    """Ray has two cores here, the trial asks for three, and at first there seems to be a node for it."""
+    shown = iter([[{"CPU": 3.0}]] * left_after)
+    monkeypatch.setattr(execution, "live_nodes", lambda: next(shown, [{"CPU": 2.0}]))
+    book = open_book(tmp_path, 4, more="time: 3\n")
+    began_s = time.monotonic()
+    run(tmp_path, book, finishing(tmp_path), requests=Requests({"CPU": 3.0, "GPU": 0.0}))
+    assert 2 < time.monotonic() - began_s < 30
+    assert book.standing().done == "time"
+    assert reasons(tmp_path) == dict.fromkeys(["0000"][:left_after], "running"), "the next start goes on with it"
 
 
 def test_a_trial_whose_folder_another_process_holds_is_run_again(tmp_path: Path) -> None:

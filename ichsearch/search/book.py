@@ -239,6 +239,13 @@ class Book:
         self._interrupted.append(started.record.trial)
         self._done = ""
 
+    def is_out_of_time(self) -> bool:
+        """Whether the run's wall-clock budget is spent; the standing says so then."""
+        if self._left().time_s > 0:
+            return False
+        self._done = "time"
+        return True
+
     def _ended(self, started: Started, record: TrialRecord) -> None:
         self._folder.write_record(record)
         self._folder.remove_checkpoint(record.trial)
