@@ -77,7 +77,7 @@ def run_search(
     Raises:
         DataError: the data cannot be read or split.
         ConfigError: the folder holds another run, or one on other data.
-        AlreadyRunningError: another driver holds the folder.
+        AlreadyRunningError: another driver holds the folder, or has taken it meanwhile.
         ClusterError: the cluster went away.
         StorageError: a disk is full.
         NoTrialFinishedError: every trial failed.
@@ -97,6 +97,7 @@ def run_search(
         whole = trial_request(space.resources, live_nodes())
         origins, assignment = _prepare(space, folder, shards, whole, watchers)
         memory_mb = _warm_nodes(space, shards, whole)
+        held.check()
         save_space(space, folder.space)
         curves = _lr_stage(space, assignment, whole, watchers)
         requests = trial_requests(space.resources, live_nodes(), _seen_mb(curves), memory_mb)
@@ -210,6 +211,8 @@ def _open_book(
     requests: Requests,
     train_slices: int,
 ) -> Book:
+    held.check()  # the journal is repaired when it is opened, which only its owner may do
+
     def images_per_s(config: TrialConfig) -> float | None:
         curve = curves.get(space.input_config(config.model_dump()))
         return curve.images_per_s if curve else None
