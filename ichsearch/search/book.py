@@ -240,6 +240,19 @@ class Book:
         self._device_s += seconds * self._budget.devices_of(started.config)
         self._keeper.sweep(self._history, self._left().trials)
 
+    def hand_back(self, started: Started) -> None:
+        """Take back a trial that could not run, and of which nothing was learnt: it is the next to be handed out."""
+        self._since_s.pop(started.record.trial, None)
+        self._interrupted.append(started.record.trial)
+        self._done = ""
+
+    def is_out_of_time(self) -> bool:
+        """Whether the run's wall-clock budget is spent; the standing says so then."""
+        if self._left().time_s > 0:
+            return False
+        self._done = "time"
+        return True
+
     def _ended(self, started: Started, record: TrialRecord) -> None:
         self._folder.write_record(record)
         self._folder.remove_checkpoint(record.trial)

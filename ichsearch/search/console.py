@@ -12,6 +12,7 @@ from ichsearch.data.split import TEST_FOLD, VALIDATION_FOLD, Split
 from ichsearch.labels import ANY
 from ichsearch.search.book import Standing, Started
 from ichsearch.search.durations import UNITS_S, duration_text
+from ichsearch.search.resources import Request
 from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lr_finder import LrCurve
@@ -125,6 +126,12 @@ def _parameters(started: Started) -> str:
 
 def _short(value: object) -> str:
     return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def waiting_line(request: Request) -> str:
+    """What a run waits for."""
+    what = f"a trial of {request['CPU']:g} CPUs and {request['GPU']:g} GPUs"
+    return f"waiting for a node: the cluster has none with room for {what}; Ctrl+C stops, the same command goes on"
 
 
 def ended_line(started: Started, result: TrialResult | None, reason: str, standing: Standing, metric: str) -> str:

@@ -11,6 +11,7 @@ Each object stands on a line of its own and says in `event` what it is; times ar
 - `lr_stage`: `count` of learning rates that are about to be found;
 - `lr`: `backbone`, `batch_size`, `size`, `channels`, `lr`, `fallback` (the curve suggested nothing), `failure`;
 - `started`: `trial`, `parent` (null, or the trial that it was promoted from), `epochs` (its rung), `parameters`, `lr`;
+- `waiting`: `cpus`, `gpus` (of a trial that no live node could hold: the run waits for one to join);
 - `finished`: `trial`, `metric`, `score`, `best_epoch`, `seconds`, `images_per_s`, and how the run stands;
 - `failed`: `trial`, `reason`, and how the run stands;
 - `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path), `metric`, and how the run stands
@@ -30,11 +31,14 @@ from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import Split
 from ichsearch.search import console
 from ichsearch.search.book import Standing, Started
+from ichsearch.search.resources import Request
 from ichsearch.search.space import Space
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
-Kind = Literal["opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "finished", "failed", "done"]
+Kind = Literal[
+    "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "finished", "failed", "done"
+]
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ def started(trial: Started) -> Event:
     record = trial.record
     facts = {"trial": record.trial, "parent": record.parent, "epochs": trial.config.epochs, "lr": trial.config.lr}
     return Event("started", console.started_line(trial), {**facts, "parameters": record.parameters})
+
+
+def waiting(request: Request) -> Event:
+    """No node of the cluster could hold even one trial, and that for long."""
+    return Event("waiting", console.waiting_line(request), {"cpus": request["CPU"], "gpus": request["GPU"]})
 
 
 def ended(trial: Started, result: TrialResult | None, reason: str, standing: Standing, metric: str) -> Event:

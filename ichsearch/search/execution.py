@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from ray.tune import TuneError
 
 from ichsearch.errors import ClusterError
 from ichsearch.search.book import Book
-from ichsearch.search.events import Event, ended, started
+from ichsearch.search.events import Event, ended, started, waiting
 from ichsearch.search.gauges import Gauges
 from ichsearch.search.resources import Requests, live_nodes
 from ichsearch.search.run_folder import RunFolder
@@ -47,10 +48,17 @@ class Execution:
     write_leaderboard: Callable[[RunFolder], None]
 
 
+class _GivenUpError(Exception):
+    """Ends Ray Tune, which would wait for nodes as long as it has a trial."""
+
+
 def run_trials(book: Book, execution: Execution) -> bool:
-    """Run trials until the book has no more; False if the disk of a worker or of this driver became full.
+    """Run trials until the book has no more, or its time is over and no node is left that could hold one.
 
     The leaderboard follows the trials within seconds, and is whole when this returns or is interrupted.
+
+    Returns:
+        False if the disk of a worker or of this driver became full.
 
     Raises:
         ClusterError: the cluster went away.
@@ -66,14 +74,17 @@ def run_trials(book: Book, execution: Execution) -> bool:
     def beat() -> None:
         if searcher.failure:
             raise searcher.failure
+        if searcher.given_up:
+            raise _GivenUpError
         leaderboard.tick()
         for work in (gauges, clock):
             work.ask()
             work.tick()
 
-    with tempfile.TemporaryDirectory(prefix="ichsearch-tune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="ichsearch-tune-", ignore_cleanup_errors=True) as scratch:
         try:
-            _tuner(execution, searcher, beat, scratch).fit()
+            with suppress(_GivenUpError):
+                _tuner(execution, searcher, beat, scratch).fit()
         except (RayError, TuneError, ConnectionError) as error:
             raise ClusterError(f"the cluster was lost ({type(error).__name__}); run the same command again") from error
         finally:
@@ -94,6 +105,7 @@ def _searcher(book: Book, execution: Execution, leaderboard: Throttled) -> BookS
         live_nodes,
         lambda trial: execution.tell(started(trial)),
         on_end,
+        lambda request: execution.tell(waiting(request)),
     )
 
 

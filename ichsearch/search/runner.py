@@ -44,7 +44,6 @@ from ichsearch.shards.preprocess import Progress
 from ichsearch.shards.ray_session import fan_out, ray_session
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.lr_finder import LrCurve
-from ichsearch.train.trial import read_result
 
 Curves = dict[InputConfig, LrCurve]
 
@@ -78,7 +77,7 @@ def run_search(
     Raises:
         DataError: the data cannot be read or split.
         ConfigError: the folder holds another run, or one on other data.
-        AlreadyRunningError: another driver holds the folder.
+        AlreadyRunningError: another driver holds the folder, or has taken it meanwhile.
         ClusterError: the cluster went away.
         StorageError: a disk is full.
         NoTrialFinishedError: every trial failed.
@@ -98,12 +97,13 @@ def run_search(
         whole = trial_request(space.resources, live_nodes())
         origins, assignment = _prepare(space, folder, shards, whole, watchers)
         memory_mb = _warm_nodes(space, shards, whole)
+        held.check()
         save_space(space, folder.space)
         curves = _lr_stage(space, assignment, whole, watchers)
         requests = trial_requests(space.resources, live_nodes(), _seen_mb(curves), memory_mb)
         book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
         _run_trials(space, book, assignment, requests, watchers)
-    _require_a_result(folder)
+    _require_a_result(folder, book.standing())
     return Outcome(folder, shards, book.standing())
 
 
@@ -211,6 +211,8 @@ def _open_book(
     requests: Requests,
     train_slices: int,
 ) -> Book:
+    held.check()  # the journal is repaired when it is opened, which only its owner may do
+
     def images_per_s(config: TrialConfig) -> float | None:
         curve = curves.get(space.input_config(config.model_dump()))
         return curve.images_per_s if curve else None
@@ -250,11 +252,15 @@ def _run_trials(space: Space, book: Book, assignment: Assignment, requests: Requ
         )
 
 
-def _require_a_result(folder: RunFolder) -> None:
-    records = folder.records()
-    if not any(read_result(folder.trial(record.trial)) for record in records):
-        reasons = ", ".join(sorted({record.reason for record in records}))
+def _require_a_result(folder: RunFolder, standing: Standing) -> None:
+    if standing.finished:
+        return
+    if not standing.failed:
         raise NoTrialFinishedError(
-            f"at least one trial must finish, but all {len(records)} failed ({reasons}); see trials/*/error.txt in "
-            f"{folder.root}, mend the space, and run it with another --out"
+            f"at least one trial must finish, but none has ended: {standing.why_done}; go on with --extend and more"
         )
+    reasons = ", ".join(sorted({record.reason for record in folder.records() if record.reason}))
+    raise NoTrialFinishedError(
+        f"at least one trial must finish, but all {standing.failed} failed ({reasons}); see trials/*/error.txt in "
+        f"{folder.root}, mend the space, and run it with another --out"
+    )

@@ -11,18 +11,21 @@ from typing import Any, Final
 
 from ray.tune.search import Searcher
 
-from ichsearch.search.book import WAIT, Book, Started
-from ichsearch.search.resources import Node, Request, Requests, has_room
+from ichsearch.search.book import Book, Started
+from ichsearch.search.resources import Node, Request, Requests, has_room, slots
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import explain_hang, has_hung
-from ichsearch.search.worker import DISK_FULL, NO_ROOM, TIMED_OUT
+from ichsearch.search.worker import BUSY, DISK_FULL, NO_ROOM, TIMED_OUT
 from ichsearch.train.trial import TrialResult, read_result
 
 OnStart = Callable[[Started], None]
 OnEnd = Callable[[Started, TrialResult | None, str], None]
+OnWait = Callable[[Request], None]
 
 NODES_EVERY_S: Final = 1.0
 """How often the cluster is looked at while it is full."""
+LONG_WAIT_S: Final = 60.0
+"""For a node that could hold a trial: a cluster that scales by itself may take as long."""
 CRASHED: Final = "crashed"
 LOW_ON_MEMORY: Final = "running low on memory"
 """What Ray says when its memory monitor has killed a worker of a host that runs out."""
@@ -53,7 +56,8 @@ class BookSearcher(Searcher):
     """Hands out the book's trials; keeps no state that the journal does not have.
 
     Once `disk_full` it hands out no more, and the trial that found out is not told: it goes on when there is room. What
-    else goes wrong here is kept in `failure`, since Ray Tune would take it for a fault of the trial.
+    else goes wrong here is kept in `failure`, since Ray Tune would take it for a fault of the trial. It has `given_up`
+    when the run's time is over and no node is left that could hold the trials that Ray Tune has: they may never begin.
     """
 
     def __init__(
@@ -64,15 +68,17 @@ class BookSearcher(Searcher):
         nodes: Callable[[], Sequence[Node]],
         on_start: OnStart,
         on_end: OnEnd,
+        on_wait: OnWait,
     ) -> None:
         super().__init__()
         self._book, self._folder, self._requests, self._nodes = book, folder, requests, nodes
-        self._on_start, self._on_end = on_start, on_end
+        self._on_start, self._on_end, self._on_wait = on_start, on_end, on_wait
         self._running: dict[str, Started] = {}
         self._images_per_s: dict[str, float] = {}
         self._quiet_until_s = 0.0
+        self._say_wait_at_s: float | None = None
         self.errors: dict[str, str] = {}
-        self.disk_full = False
+        self.disk_full = self.given_up = False
         self.failure: Exception | None = None
 
     @property
@@ -87,18 +93,35 @@ class BookSearcher(Searcher):
         """
         if time.monotonic() < self._quiet_until_s:
             return None
-        if not has_room(self._nodes(), self._taken(), self._requests.least):
+        nodes = self._nodes()
+        if self._waits_in_vain(nodes):
+            self.given_up = bool(self._running)
+            return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
+        if not has_room(nodes, self._taken(), self._requests.least):
             self._quiet_until_s = time.monotonic() + NODES_EVERY_S
             return None
         started = None if self.disk_full else self._book.next()
-        if started is None:
+        if isinstance(started, Started):
+            self._running[trial_id] = started
+            self._on_start(started)
+            return job_of(started, self._requests.of(started.config.backbone))
+        if started is None and (self.disk_full or not self._running):
             return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
-        if started == WAIT:
-            self._quiet_until_s = math.inf if self._running else time.monotonic() + NODES_EVERY_S
-            return None
-        self._running[trial_id] = started
-        self._on_start(started)
-        return job_of(started, self._requests.of(started.config.backbone))
+        self._quiet_until_s = math.inf if self._running else time.monotonic() + NODES_EVERY_S
+        return None  # one that runs may yet be handed back, or make the book go on
+
+    def _waits_in_vain(self, nodes: Sequence[Node]) -> bool:
+        """Whether no node could hold any trial, and the run's time is over; a long wait is told once."""
+        if any(slots(node, self._requests.least) for node in nodes):
+            self._say_wait_at_s = None
+            return False
+        now_s = time.monotonic()
+        if self._say_wait_at_s is None:
+            self._say_wait_at_s = now_s + LONG_WAIT_S
+        if now_s >= self._say_wait_at_s:
+            self._say_wait_at_s = math.inf
+            self._on_wait(self._requests.least)
+        return self._book.is_out_of_time()
 
     def _taken(self) -> list[Request]:
         return [self._requests.of(started.config.backbone) for started in self._running.values()]
@@ -137,6 +160,9 @@ class BookSearcher(Searcher):
             reason = str(result.get("reason") or CRASHED)
         if reason == NO_ROOM:
             self.disk_full = True
+            return
+        if reason == BUSY:
+            self._book.hand_back(started)
             return
         self._book.tell_failed(started, reason)
         self._on_end(started, None, reason)

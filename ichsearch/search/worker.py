@@ -15,7 +15,7 @@ from ray import tune
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
-from ichsearch.errors import IchsearchError
+from ichsearch.errors import AlreadyRunningError, IchsearchError
 from ichsearch.files import read_json, write_json, write_text
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import LEAST_GRACE_S, ended_when_hung, hangs_after_s, has_hung
@@ -28,6 +28,8 @@ CHECKPOINT_EVERY_S: Final = 300.0
 """Within epochs too: those of a large cohort take hours."""
 NO_ROOM: Final = "disk full"
 """The reason of a trial that says nothing about its configuration: it is run again when there is room."""
+BUSY: Final = "folder busy"
+"""Likewise: the worker of a dead driver, or one that Ray has given up, is still at work on the trial."""
 TIMED_OUT: Final = "timed_out"
 
 
@@ -101,6 +103,8 @@ def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
     except TrialFailedError as error:
         _keep_error(folder / "error.txt", error)
         return {"reason": error.reason}
+    except AlreadyRunningError:
+        return {"reason": BUSY}
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return {"reason": NO_ROOM}
