@@ -68,8 +68,8 @@ def next_command(command: Sequence[str], standing: Standing) -> str:
     """The command that goes on with a run, with twice as much of what it has used up."""
     more = {
         "trials": f"{2 * standing.trials}",
-        "time": f"{2 * (standing.time_s or 0.0):.0f}s",
-        "device_hours": f"{2 * (standing.device_limit_s or 0.0) / UNITS_S['h']:g}",
+        "time": f"{2 * max(standing.time_s or 0.0, standing.spent_s):.0f}s",
+        "device_hours": f"{2 * max(standing.device_limit_s or 0.0, standing.device_s) / UNITS_S['h']:.3g}",
     }
     option = OPTIONS.get(standing.done)
     kept = join(_without(command, {"--extend", "--json"}, option))
