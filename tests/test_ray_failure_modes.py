@@ -32,6 +32,8 @@ from test_cli import ichsearch
 from ichsearch.search.journal import open_storage
 from ichsearch.search.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow  # real runs, one after the other: minutes
+
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 RAYS_FILES: Final = (

@@ -12,6 +12,8 @@ from test_cli import assert_refused, ichsearch
 
 from ichsearch.search.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow  # real runs, one after the other: minutes
+
 TRIALS, MORE = 8, 12
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -11,6 +11,8 @@ from numpy.random import Generator
 from searches import SPACE, Driver, Work, one_by_one, outlive, private_ray, results, write_tiny_shards
 from spaces import write_space
 
+pytestmark = pytest.mark.slow  # real runs, one after the other: minutes
+
 TORN = b'{"op_code": 4, "worker_id": "x", "study'
 MOST_WORK = 1.5
 ORPHANS_LIVE_S = 60.0
