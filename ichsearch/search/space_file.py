@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -186,5 +186,6 @@ def _known_keys(where: Location) -> list[str]:
         return [*KINDS, "log", "step", "when", "if"]
     if len(where) == 1:
         return KEYS
-    section = Space.model_fields[str(where[0])].annotation
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
+    kind = Space.model_fields[str(where[0])].annotation
+    sections = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)]
+    return [key for section in sections for key in section.model_fields]
