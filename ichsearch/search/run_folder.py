@@ -73,6 +73,16 @@ class RunFolder:
         return self.root / "leaderboard.csv"
 
     @property
+    def report(self) -> Path:
+        """The page that people look at."""
+        return self.root / "report.html"
+
+    @property
+    def commands(self) -> Path:
+        """By which commands the run was made: a line each."""
+        return self.root / "commands.jsonl"
+
+    @property
     def phantom(self) -> Path:
         """The synthetic cohort of a run without data."""
         return self.root / "phantom"
