@@ -131,6 +131,6 @@ def _staircase(grid: FloatArray, recall: FloatArray, precision: FloatArray) -> F
 
 def _mass_bins(values: FloatArray, most: int) -> npt.NDArray[np.intp]:
     """(N,) a bin of each value, rising; about equally many slices in each, equal values in one."""
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, most + 1), method="inverted_cdf"))
+    edges = np.unique(np.quantile(values, np.arange(1, most) / most, method="inverted_cdf"))
     bins = np.searchsorted(edges, values, side="left")
     return np.unique(bins, return_inverse=True)[1].astype(np.intp)

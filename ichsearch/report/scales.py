@@ -53,7 +53,8 @@ def logarithmic(values: Iterable[float], label: str = "") -> Scale:
     every = max(1, len(decades) // 5)
     within = (1,) if most - least > 1.7 else (1, 2, 5)
     places = [digit * 10.0**decade for decade in decades[::every] for digit in within]
-    return Scale(low, high, [(place, power_text(place)) for place in places if low <= place <= high], label, log=True)
+    within_ends = [place for place in places if low <= place <= high] or [10 ** ((least + most) / 2)]
+    return Scale(low, high, [(place, power_text(place)) for place in within_ends], label, log=True)
 
 
 def fitting(values: Sequence[float], label: str = "") -> Scale:
@@ -83,4 +84,4 @@ def number_text(value: float, step: float) -> str:
 
 def power_text(value: float) -> str:
     """A tick of a log scale: 0.01, 1, 300, 1e-05."""
-    return f"{value:,.0f}" if 1 <= value < 1e6 else f"{value:.6g}"
+    return f"{value:,.0f}" if 10 <= value < 1e6 else f"{value:.3g}"
