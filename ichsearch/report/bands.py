@@ -1,24 +1,26 @@
-"""Curves of a label with bands over resampled patients: ROC, precision and recall, calibration.
+"""Curves of a label with bands over resampled patients: ROC, precision over recall, calibration.
 
 In: truth and probabilities of slices with their patients. Out: points of curves, and between what they lie in 95 % of
 the resamples. Scores are cut into 256 bins of equal mass first, so that slices are counted once, not in every resample.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from ichsearch.report.bootstrap import Patients
+from ichsearch.report.bootstrap import Statistic, resample
+from ichsearch.report.weighted_scores import PatientNumbers
 from ichsearch.train.metrics import BoolArray, FloatArray
 
-RESAMPLES: Final = 1000
 BINS: Final = 256
-GRID: Final = 101
+GRID: Final = np.linspace(0, 1, 101)
 CALIBRATION_BINS: Final = 10
+
+Kind = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
+"""What a curve is over `GRID`, from sensitivities, shares of false alarms and precisions at falling thresholds."""
 
 
 class Band(NamedTuple):
@@ -40,6 +42,17 @@ class Calibration(NamedTuple):
     slices: npt.NDArray[np.int64]
 
 
+def roc(found: FloatArray, alarms: FloatArray, _precision: FloatArray) -> FloatArray:
+    """Sensitivity over 1 - specificity."""
+    return np.interp(GRID, alarms, found)
+
+
+def precision_recall(found: FloatArray, _alarms: FloatArray, precision: FloatArray) -> FloatArray:
+    """Precision over recall, as a staircase: of the first threshold that reaches a recall and finds anything."""
+    reached = np.searchsorted(found, np.maximum(GRID, np.finfo(np.float64).tiny), side="left")
+    return precision[np.minimum(reached, len(precision) - 1)]
+
+
 @dataclass(frozen=True)
 class LabelCurves:
     """The curves of one label.
@@ -47,86 +60,74 @@ class LabelCurves:
     Attributes:
         positive: (N,) truth of slices.
         scores: (N,) probabilities.
-        patients: (N,) whose they are.
+        of_patient: (N,) the number of the patient of each slice, from 0.
     """
 
     positive: BoolArray
     scores: FloatArray
-    patients: Patients
-    seed: int = 0
+    of_patient: PatientNumbers
 
     @property
     def defined(self) -> bool:
         """Whether slices of both kinds are there."""
         return bool(self.positive.any() and not self.positive.all())
 
-    def roc(self) -> Band:
-        """Sensitivity over 1 - specificity."""
-        grid = np.linspace(0, 1, GRID)
-        return _band(grid, [np.interp(grid, fpr, tpr) for tpr, fpr, _ in self._rates()])
+    @property
+    def _patients(self) -> int:
+        return int(self.of_patient.max()) + 1
 
-    def precision_recall(self) -> Band:
-        """Precision over recall, as a staircase: the precision of the first threshold that reaches a recall."""
-        grid = np.linspace(0, 1, GRID)
-        return _band(grid, [_staircase(grid, recall, precision) for recall, _, precision in self._rates()])
+    def line(self, kind: Kind) -> FloatArray:
+        """The curve over `GRID`."""
+        return self._lines(kind)(np.ones((1, self._patients)))[:, 0]
+
+    def band(self, kind: Kind) -> Band:
+        """The curve over `GRID` with its intervals."""
+        return Band(GRID, *_intervals(self._lines(kind), self._patients))
 
     def calibration(self) -> Calibration:
         """How often a label is there, over the probability that was predicted."""
         bins = _mass_bins(self.scores, CALIBRATION_BINS)
-        number = int(bins.max()) + 1
-        positives, slices = self._counts(bins, number, self.positive), self._counts(bins, number)
-        with np.errstate(invalid="ignore"):
-            shares = (self._weights @ positives.T) / (self._weights @ slices.T)  # (R, bins)
-        low, high = np.nanpercentile(shares[1:], [2.5, 97.5], axis=0)
-        count = slices.sum(axis=1).astype(np.int64)
-        predicted = np.bincount(bins, weights=self.scores, minlength=number) / count
-        return Calibration(predicted, shares[0], low, high, count)
+        positives, slices = self._counts(bins, self.positive), self._counts(bins)
 
-    @cached_property
-    def _codes(self) -> npt.NDArray[np.intp]:
-        return pd.factorize(np.asarray(self.patients, object), sort=True)[0]
+        def shares(weights: FloatArray) -> FloatArray:
+            with np.errstate(invalid="ignore"):
+                return (positives @ weights.T) / (slices @ weights.T)
 
-    @cached_property
-    def _weights(self) -> FloatArray:
-        """(1 + R, P): all patients once, then the resamples."""
-        number = int(self._codes.max()) + 1
-        rng = np.random.default_rng(self.seed)
-        drawn = rng.multinomial(number, np.full(number, 1 / number), size=RESAMPLES)
-        return np.concatenate([np.ones((1, number)), drawn])
+        counts = slices.sum(axis=1).astype(np.int64)
+        predicted = np.bincount(bins, weights=self.scores) / counts
+        return Calibration(predicted, *_intervals(shares, self._patients), counts)
 
-    def _counts(self, bins: npt.NDArray[np.intp], number: int, chosen: BoolArray | None = None) -> FloatArray:
-        """(bins, P) how many slices, or how many of the chosen ones, each patient has in each bin."""
-        patients = int(self._codes.max()) + 1
-        flat = bins * patients + self._codes
-        counted = np.bincount(flat if chosen is None else flat[chosen], minlength=number * patients)
-        return counted.reshape(number, patients).astype(np.float64)
-
-    def _rates(self) -> list[tuple[FloatArray, FloatArray, FloatArray]]:
-        """Sensitivity, 1 - specificity and precision at each threshold, the highest first: of all, then resampled."""
+    def _lines(self, kind: Kind) -> Statistic:
+        """The curve under weights of patients, (101, R)."""
         bins = _mass_bins(-self.scores, BINS)
-        number = int(bins.max()) + 1
-        found = np.cumsum(self._weights @ self._counts(bins, number, self.positive).T, axis=1)
-        alarms = np.cumsum(self._weights @ self._counts(bins, number, ~self.positive).T, axis=1)
-        both = (found[:, -1] > 0) & (alarms[:, -1] > 0)
-        start = np.zeros((int(both.sum()), 1))
-        found, alarms = (np.concatenate([start, counts[both]], axis=1) for counts in (found, alarms))
-        with np.errstate(invalid="ignore"):
-            precision = found / (found + alarms)
-        precision[:, 0] = precision[:, 1]
-        return list(zip(found / found[:, -1:], alarms / alarms[:, -1:], precision, strict=True))
+        positives, negatives = self._counts(bins, self.positive), self._counts(bins, ~self.positive)
+
+        def lines(weights: FloatArray) -> FloatArray:
+            found, alarms = (np.cumsum(weights @ counts.T, axis=1) for counts in (positives, negatives))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                rates = found / found[:, -1:], alarms / alarms[:, -1:], found / (found + alarms)
+            return np.stack([kind(*_from_nothing(*row)) for row in zip(*rates, strict=True)], axis=1)
+
+        return lines
+
+    def _counts(self, bins: npt.NDArray[np.intp], chosen: BoolArray | None = None) -> FloatArray:
+        """(bins, P) how many slices, or how many of the chosen ones, each patient has in each bin."""
+        flat = bins * self._patients + self.of_patient
+        shape = int(bins.max()) + 1, self._patients
+        counted = np.bincount(flat if chosen is None else flat[chosen], minlength=shape[0] * shape[1])
+        return counted.reshape(shape).astype(np.float64)
 
 
-def _band(grid: FloatArray, curves: list[FloatArray]) -> Band:
-    """The first curve with the percentiles of the others."""
-    low, high = np.percentile(np.stack(curves[1:] or curves), [2.5, 97.5], axis=0)
-    return Band(grid, curves[0], low, high)
+def _intervals(statistic: Statistic, patients: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Values of a curve at its points, and the ends of their intervals; NaN where one is undefined."""
+    points = [score.interval or (np.nan,) * 3 for score in resample(statistic, patients)]
+    value, low, high = np.array([point[:3] for point in points]).T
+    return value, low, high
 
 
-def _staircase(grid: FloatArray, recall: FloatArray, precision: FloatArray) -> FloatArray:
-    """The precision of the first threshold that reaches a recall, and that finds anything at all."""
-    known = np.nan_to_num(precision, nan=1.0)  # thresholds that no resampled slice reaches
-    reached = np.searchsorted(recall, np.maximum(grid, np.finfo(np.float64).tiny), side="left")
-    return known[np.minimum(reached, len(known) - 1)]
+def _from_nothing(found: FloatArray, alarms: FloatArray, precision: FloatArray) -> tuple[FloatArray, ...]:
+    """The rates with a threshold in front that no slice reaches; it has the precision of the next one."""
+    return np.append(0, found), np.append(0, alarms), np.append(precision[0], precision)
 
 
 def _mass_bins(values: FloatArray, most: int) -> npt.NDArray[np.intp]:

@@ -57,8 +57,9 @@ def write_report(folder: RunFolder, shards: Path | None, commands: Sequence[str]
     data = RunData(folder, shards)
     if not data.finished:
         raise NoTrialFinishedError("a report needs a finished trial, but the run has none; go on with it")
+    verdict = summary_text(summarise(folder, shards)).splitlines()  # the run is ranked before its leaderboard is read
     sections = [*(section(data) for section in SECTIONS), provenance(data, commands)]
-    write_text(folder.report, render(data, sections))
+    write_text(folder.report, render(data, verdict, sections))
     return folder.report
 
 
@@ -93,14 +94,14 @@ def shards_of(folder: RunFolder, data: Path | None) -> Path | None:
     return shards.resolve()
 
 
-def render(data: RunData, sections: Sequence[Section]) -> str:
+def render(data: RunData, verdict: Sequence[str], sections: Sequence[Section]) -> str:
     """The page as HTML; every text in it is escaped, and nothing runs or styles it but what its policy names."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_read(TEMPLATE))
     style, script = _read(STYLE), _read(SCRIPT)
     return template.render(
         name=data.space.name,
-        verdict=verdict(data),
+        verdict=verdict,
         facts=facts(data),
         sections=sections,
         swatch=swatch,
@@ -111,24 +112,17 @@ def render(data: RunData, sections: Sequence[Section]) -> str:
     )
 
 
-def verdict(data: RunData) -> list[str]:
-    """What won, and whether that means anything."""
-    if data.shards is None:
-        return [f"best trial {data.best.text}"]
-    return summary_text(summarise(data.folder, data.shards)).splitlines()
-
-
 def facts(data: RunData) -> dict[str, str]:
     """The numbers at the head of the page."""
-    frame = data.predictions
+    given = data.predictions
     seconds = sum(trial.result.seconds for trial in data.finished.values())
     return {
         f"best {data.metric}": f"{data.best.result.score:.3f}",
         "finished trials": f"{len(data.finished):,}",
         "failed": f"{sum(record.status == 'failed' for record in data.failed):,}",
         "time in trials": duration_text(seconds),
-        "validation slices": f"{len(frame):,}",
-        "validation patients": f"{frame['patient'].nunique():,}",
+        "validation slices": f"{len(given.slices):,}",
+        "validation patients": f"{len(given.patients):,}",
     }
 
 

@@ -4,6 +4,7 @@ In: a `RunData` with its shards. Out: a `Section` each.
 """
 
 import io
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,13 +18,15 @@ from safetensors.torch import load_file
 from ichsearch.data.batches import Batches
 from ichsearch.data.stream import SliceStream
 from ichsearch.dicom.windows import BRAIN
-from ichsearch.labels import ANY, SUBTYPES
+from ichsearch.labels import ANY
 from ichsearch.report.grad_cam import grad_cam, has_maps
 from ichsearch.report.page import Label, Section, Tile
 from ichsearch.report.report_scores import judged_label
 from ichsearch.report.run_data import RunData
+from ichsearch.report.statistics import Predictions
 from ichsearch.shards.manifest import read_manifest
 from ichsearch.train.lineage import WEIGHTS
+from ichsearch.train.metrics import BoolArray
 from ichsearch.train.setup import make_model
 
 THRESHOLD: Final = 0.5
@@ -33,6 +36,8 @@ ERRORS: Final = 4
 HEAT: Final = "inferno"
 OPACITY: Final = 0.6
 NONE: Final = "none"
+NAME_LETTERS: Final = 12
+"""Of a slice's name, a keyed hash: enough to find it by."""
 
 Grey = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -61,7 +66,7 @@ def predictions(data: RunData) -> Section:
             f"({BRAIN.level_hu}/{BRAIN.width_hu} HU). Half of the slices bleed, wherever so many do; drawn by chance, "
             "from different patients where that is possible."
         ],
-        tiles=[_grid_tile(data, int(place), grey) for place, grey in zip(chosen, pictures, strict=True)],
+        tiles=[_grid_tile(data.predictions, int(place), grey) for place, grey in zip(chosen, pictures, strict=True)],
     )
 
 
@@ -69,12 +74,12 @@ def _missing(name: str, title: str, look_for: str) -> Section:
     return Section(name, title, look_for, notes=["Missing: the shards are not at hand; name them with --data."])
 
 
-def _spread(frame: pd.DataFrame, label: str) -> Rows:
+def _spread(given: Predictions, label: str) -> Rows:
     """Places of slices to show: as many with the label as without, each patient once before any is shown again."""
-    order = np.random.default_rng(0).permutation(len(frame))
-    turn = frame["patient"].iloc[order].groupby(frame["patient"].iloc[order]).cumcount().to_numpy()
-    order = order[np.argsort(turn, kind="stable")]
-    positive = frame[f"label_{label}"].to_numpy()[order] == 1
+    order = np.random.default_rng(0).permutation(len(given.slices))
+    patients = pd.Series(given.of_patient[order])
+    order = order[np.argsort(patients.groupby(patients).cumcount().to_numpy(), kind="stable")]
+    positive = given.positive[order, given.labels.index(label)]
     half = order[positive][: SHOWN // 2]
     return np.sort(np.concatenate([half, order[~positive][: SHOWN - len(half)]]))
 
@@ -84,7 +89,7 @@ def _pictures(data: RunData, places: Rows) -> list[Grey]:
     assert data.shards is not None, "asked for only where the shards are at hand"
     manifest = read_manifest(data.shards)
     stored = SliceStream(data.shards, manifest, manifest.settings.size)
-    rows = data.rows.iloc[places].tolist()
+    rows = data.rows[places].tolist()
     in_order = {row: stored.read(row, row + 1)[0] for row in sorted(rows)}  # shard after shard
     return [_windowed(in_order[row]) for row in rows]
 
@@ -100,23 +105,23 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
-def _grid_tile(data: RunData, place: int, grey: Grey) -> Tile:
-    row = data.predictions.iloc[place]
-    labels = data.best_config.labels
-    there = {label for label in labels if row[f"label_{label}"] == 1}
-    said = {label for label in labels if row[f"probability_{label}"] > THRESHOLD}
-    above, below = _as_words(said, there), _as_words(there, said)
-    told = [
-        "; ".join(f"{word.text} ({'right' if word.right else 'wrong'})" for word in side) for side in (above, below)
-    ]
-    alt = f"CT slice {row['slice'][:12]}: predicted {told[0]}; there: {told[1]}."
+def _grid_tile(given: Predictions, place: int, grey: Grey) -> Tile:
+    there, said = given.positive[place], given.probabilities[place] > THRESHOLD
+    above, below = _as_words(given.labels, said, there), _as_words(given.labels, there, said)
+    told = [", ".join(f"{text} ({'right' if right else 'wrong'})" for text, right in side) for side in (above, below)]
+    alt = f"CT slice {_name(given, place)}: predicted {told[0]}; there: {told[1]}."
     return Tile(_png(grey), alt, [Label(*word) for word in above], [Label(*word) for word in below])
 
 
-def _as_words(these: set[str], others: set[str]) -> list[Word]:
+def _name(given: Predictions, place: int) -> str:
+    return str(given.slices[place])[:NAME_LETTERS]
+
+
+def _as_words(labels: Sequence[str], these: BoolArray, others: BoolArray) -> list[Word]:
     """The subtypes of one side, each right if the other side has it; `any` where it stands alone, else `none`."""
-    shown: list[str] = [label for label in SUBTYPES if label in these] or [label for label in (ANY,) if label in these]
-    return [Word(label, label in others) for label in shown] or [Word(NONE, not others)]
+    said = {label: bool(right) for label, is_said, right in zip(labels, these, others, strict=True) if is_said}
+    shown = [label for label in said if label != ANY] or list(said)
+    return [Word(label, said[label]) for label in shown] or [Word(NONE, not others.any())]
 
 
 def errors(data: RunData) -> Section:
@@ -133,23 +138,24 @@ def errors(data: RunData) -> Section:
     heats, note = _heats(data, chosen, label)
     pictures = _pictures(data, chosen)
     tiles = [
-        _error_tile(data, int(place), label, grey, heats[number] if heats is not None else None)
+        _error_tile(data.predictions, int(place), label, grey, heats[number] if heats is not None else None)
         for number, (place, grey) in enumerate(zip(chosen, pictures, strict=True))
     ]
     counts = f"{len(alarms)} false alarms and {len(missed)} missed slices for {label}, one a patient, the worst first."
     return Section("errors", title, look_for, notes=[counts, note], tiles=tiles)
 
 
-def _worst(frame: pd.DataFrame, label: str) -> tuple[Rows, Rows]:
+def _worst(given: Predictions, label: str) -> tuple[Rows, Rows]:
     """Places of the negative slices with the highest and the positive ones with the lowest probability."""
-    scores, positive = frame[f"probability_{label}"].to_numpy(), frame[f"label_{label}"].to_numpy() == 1
+    column = given.labels.index(label)
+    rising, positive = np.argsort(given.probabilities[:, column], kind="stable"), given.positive[:, column]
 
-    def first(order: Rows, kind: npt.NDArray[np.bool_]) -> Rows:
-        known = frame.iloc[order[kind[order]]]["patient"].drop_duplicates().index[:ERRORS]
-        return known.to_numpy(np.int64)
+    def first(order: Rows, kind: BoolArray) -> Rows:
+        ordered = order[kind[order]]
+        _, at = np.unique(given.of_patient[ordered], return_index=True)  # of each patient the worst
+        return ordered[np.sort(at)[:ERRORS]]
 
-    rising = np.argsort(scores, kind="stable")
-    return first(rising[::-1], ~positive & (scores > 0)), first(rising, positive)
+    return first(rising[::-1], ~positive), first(rising, positive)
 
 
 def _heats(data: RunData, places: Rows, label: str) -> tuple[npt.NDArray[np.float32] | None, str]:
@@ -163,23 +169,23 @@ def _heats(data: RunData, places: Rows, label: str) -> tuple[npt.NDArray[np.floa
     device = torch.device("cpu")
     model = make_model(config, None, device)
     model.load_state_dict(load_file(weights))
-    rows: Rows = np.asarray(data.rows.iloc[places], np.int64)
-    batches = Batches(data.slices, rows, config.recipe, device)
+    batches = Batches(data.slices, data.rows[places], config.recipe, device)
     inputs = torch.cat([batch.clone() for batch in batches.evaluate()])
     heat, side = grad_cam(model, inputs, config.labels.index(label))
     maps = f"maps of {side} × {side} pixels of the {config.size} px that the model saw"
     return heat.numpy(), f"Right of each slice: Grad-CAM for {label}, from {maps}."
 
 
-def _error_tile(data: RunData, place: int, label: str, grey: Grey, heat: npt.NDArray[np.float32] | None) -> Tile:
-    row = data.predictions.iloc[place]
-    positive = row[f"label_{label}"] == 1
-    there = [name for name in SUBTYPES if row.get(f"label_{name}") == 1] or [label if positive else NONE]
-    said = f"{label} {row[f'probability_{label}']:.3f}"
-    alt = f"CT slice {row['slice'][:12]}: probability of {said}, but there: {', '.join(there)}."
-    below = [Label(f"there: {', '.join(there)}"), Label(f"slice {row['slice'][:12]}")]
+def _error_tile(given: Predictions, place: int, label: str, grey: Grey, heat: npt.NDArray[np.float32] | None) -> Tile:
+    there = [name for name, is_there in zip(given.labels, given.positive[place], strict=True) if is_there]
+    shown = ", ".join([name for name in there if name != ANY] or there or [NONE])
+    said = f"{label} {given.probabilities[place, given.labels.index(label)]:.3f}"
+    name = _name(given, place)
+    alt = f"CT slice {name}: probability of {said}, but there: {shown}."
     overlay = None if heat is None else _png(_heated(grey, heat))
-    return Tile(_png(grey), alt, [Label(said, right=False)], below, overlay)
+    return Tile(
+        _png(grey), alt, [Label(said, right=False)], [Label(f"there: {shown}"), Label(f"slice {name}")], overlay
+    )
 
 
 def _heated(grey: Grey, heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pandas as pd
 
 from ichsearch.report.chart import interval_mark
+from ichsearch.report.leaderboard import BASELINE
 from ichsearch.report.page import Cell, Column, Row, Section, Table, number, words
 from ichsearch.report.run_data import RunData
 from ichsearch.report.scales import Scale, linear
@@ -33,15 +34,13 @@ COLUMNS: Final = (
     Column("parameters", "in millions"),
     Column("from", "the trial that it was promoted from", words=True),
 )
-BASELINE: Final = "baseline"
 
 
 def leaderboard(data: RunData) -> Section:
     """Every trial with a score, the best first, and the baselines."""
     table = data.leaderboard[data.leaderboard["score"].notna()]
     scale = _scale(table)
-    rules = table.loc[table["status"] == BASELINE, "score"]
-    best_rule = [] if rules.empty else [float(rules.min() if data.lower_is_better else rules.max())]
+    best_rule = table.loc[table["trial"] == data.rival, "score"].tolist()
     rows = [_row(row, scale, best_rule) for row in table.to_dict("records")]
     return Section(
         "leaderboard",

@@ -10,28 +10,28 @@ import numpy as np
 import pandas as pd
 
 from ichsearch.labels import ANY
-from ichsearch.report.bands import BINS, RESAMPLES, Band, Calibration, LabelCurves
-from ichsearch.report.bootstrap import Interval, auroc_interval
+from ichsearch.report.bands import BINS, GRID, Calibration, Kind, LabelCurves, precision_recall, roc
+from ichsearch.report.bootstrap import MIN_PATIENTS, RESAMPLES, Interval, resample
 from ichsearch.report.chart import SMALL, Chart, interval_mark
 from ichsearch.report.page import Cell, Column, Figure, Row, Section, Table, number, words
 from ichsearch.report.run_data import RunData
 from ichsearch.report.scales import linear
+from ichsearch.report.statistics import Predictions, read_predictions
+from ichsearch.report.weighted_scores import RANKED, ranked_scores
 from ichsearch.train.metrics import SPECIFICITIES_PERCENT, BoolArray, FloatArray
 
-FEW_PATIENTS: Final = 5
-"""An interval of fewer patients is not shown."""
 THICK_MM: Final = (2.0, 4.0)
 AUROC: Final = linear([], low=0, high=1)
 
 
 def curves_of(data: RunData, label: str) -> LabelCurves:
     """Truth and probabilities of one label for the best trial."""
-    frame = data.predictions
-    return LabelCurves(
-        frame[f"label_{label}"].to_numpy() == 1,
-        frame[f"probability_{label}"].to_numpy(np.float64),
-        frame["patient"].to_numpy(np.object_),
-    )
+    return _curves(data.predictions, label)
+
+
+def _curves(predictions: Predictions, label: str) -> LabelCurves:
+    column = predictions.labels.index(label)
+    return LabelCurves(predictions.positive[:, column], predictions.probabilities[:, column], predictions.of_patient)
 
 
 def discrimination(data: RunData) -> Section:
@@ -45,9 +45,10 @@ def discrimination(data: RunData) -> Section:
         notes=[
             f"Best trial on the validation slices; bands: 95 % over resampled patients ({RESAMPLES:,} resamples, "
             f"scores in {BINS} bins).",
+            *([f"Grey: {data.rival}, the best of the rules that see no image."] if data.rival else []),
             *_undefined(labels, known),
         ],
-        figures=[figure for label in known for figure in _curve_figures(label, curves_of(data, label))],
+        figures=[figure for label in known for figure in _curve_figures(data, label)],
     )
 
 
@@ -56,30 +57,37 @@ def _undefined(labels: Sequence[str], known: Sequence[str]) -> list[str]:
     return [f"Undefined, the validation slices are all of one kind: {', '.join(missing)}."] if missing else []
 
 
-def _curve_figures(label: str, curves: LabelCurves) -> list[Figure]:
+def _curve_figures(data: RunData, label: str) -> list[Figure]:
+    curves, rule = curves_of(data, label), _rule(data, label)
     prevalence = float(curves.positive.mean())
-    roc, precision = curves.roc(), curves.precision_recall()
     found = f"{label}: {int(curves.positive.sum())} of {len(curves.positive)} slices positive"
+    axes = ("1 - specificity", "sensitivity"), ("recall", "precision")
+    roc_chart = _band_chart(curves, rule, roc, axes[0], chance=(0, 1))
+    precision_chart = _band_chart(curves, rule, precision_recall, axes[1], chance=(prevalence, prevalence))
     return [
-        _band_figure(roc, (0, 1), ("1 - specificity", "sensitivity"), f"ROC, {label}", f"ROC of {found}."),
-        _band_figure(
-            precision,
-            (prevalence, prevalence),
-            ("recall", "precision"),
-            f"Precision and recall, {label}",
-            f"Precision over recall of {found}.",
-        ),
+        Figure(roc_chart.svg(f"ROC of {found}."), f"ROC, {label}", small=True),
+        Figure(precision_chart.svg(f"Precision over recall of {found}."), f"Precision, {label}", small=True),
     ]
 
 
-def _band_figure(band: Band, chance: tuple[float, float], names: tuple[str, str], caption: str, alt: str) -> Figure:
-    share = linear([], names[0], low=0, high=1)
-    chart = Chart(share, linear([], names[1], low=0, high=1), **SMALL)
-    chart.band(band.x.tolist(), band.low.tolist(), band.high.tolist())
+def _rule(data: RunData, label: str) -> LabelCurves | None:
+    """The best rule that sees no image, on the same slices."""
+    return _curves(read_predictions(data.folder.baseline(data.rival)), label) if data.rival else None
+
+
+def _band_chart(
+    curves: LabelCurves, rule: LabelCurves | None, kind: Kind, axes: tuple[str, str], chance: tuple[float, float]
+) -> Chart:
+    """A curve with its band, the line of the rule without one, and that of chance."""
+    band, x = curves.band(kind), GRID.tolist()
+    chart = Chart(linear([], axes[0], low=0, high=1), linear([], axes[1], low=0, high=1), **SMALL)
+    chart.band(x, band.low.tolist(), band.high.tolist())
     chart.line([0, 1], chance, "soft dotted")
-    start = [0.0] if names[1] == "sensitivity" else []  # where no slice is called positive
-    chart.line([*start, *band.x.tolist()], [*start, *band.value.tolist()])
-    return Figure(chart.svg(alt), caption, small=True)
+    start = [0.0] if kind is roc else []  # where no slice is called positive
+    if rule:
+        chart.line([*start, *x], [*start, *rule.line(kind).tolist()], "c5 thin")
+    chart.line([*start, *x], [*start, *band.value.tolist()])
+    return chart
 
 
 def calibration(data: RunData) -> Section:
@@ -210,7 +218,7 @@ def scanners(data: RunData) -> Section:
         title,
         look_for,
         notes=[
-            f"AUROC of slices for {label} with 95 % over resampled patients; groups with fewer than {FEW_PATIENTS} "
+            f"AUROC of slices for {label} with 95 % over resampled patients; groups with fewer than {MIN_PATIENTS} "
             "patients, or slices of one kind only, have none."
         ],
         tables=[_group_table(name, curves_of(data, label), keys) for name, keys in groups.items()],
@@ -244,9 +252,12 @@ def _group_table(name: str, curves: LabelCurves, keys: "pd.Series[str]") -> Tabl
 
 
 def _group_cells(key: str, curves: LabelCurves, chosen: BoolArray) -> list[Cell]:
-    positive, scores, patients = curves.positive[chosen], curves.scores[chosen], curves.patients[chosen]
-    count = len(set(patients.tolist()))
-    interval = auroc_interval(positive.astype(np.float64), scores, patients) if count >= FEW_PATIENTS else None
+    positive, scores = curves.positive[chosen], curves.scores[chosen]
+    patients, numbers = np.unique(curves.of_patient[chosen], return_inverse=True)
+    count = len(patients)
+    interval = None
+    if count >= MIN_PATIENTS:
+        interval = resample(ranked_scores(positive, scores, numbers), count)[RANKED.index("auroc")].interval
     return [
         words(key),
         number(len(scores), ",d"),

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
 
+import pandas as pd
+
 from ichsearch.report.chart import Chart
 from ichsearch.report.page import Figure, Section
-from ichsearch.report.run_data import Finished, RunData
+from ichsearch.report.pareto import pareto_front
+from ichsearch.report.run_data import RunData
 from ichsearch.report.scales import categories, linear, logarithmic
 
+SHOWN: Final = 6
+"""Trials of a front that a caption names."""
 UNITS_S: Final = (("h", 3600.0, 7200.0), ("min", 60.0, 120.0), ("s", 1.0, 0.0))
 
 
@@ -82,35 +87,40 @@ def _rungs(data: RunData) -> Figure:
 
 def cost(data: RunData) -> Section:
     """Which trials no other beats in both score and cost."""
-    seconds = [_chain_s(data, trial) for trial in data.ranked]
-    unit, in_s = _unit(seconds)
+    trials = data.ranked
+    table = pd.DataFrame(
+        {
+            "status": "finished",
+            "metric": data.metric,
+            "score": [trial.result.score for trial in trials],
+            "seconds": [sum(one.result.seconds for one in data.chain(trial.name)) for trial in trials],
+            "parameters_m": [trial.result.parameters_m for trial in trials],
+        }
+    )
+    unit, in_s = _unit(table["seconds"].tolist())
     return Section(
         "cost",
         "Score and cost",
         "Trials on the line are those that none beats in both; a cheap one near the best score is the better buy.",
         figures=[
-            _front(data, [value / in_s for value in seconds], f"training, parents' included ({unit})"),
-            _front(data, [trial.result.parameters_m for trial in data.ranked], "parameters (millions)"),
+            _front(data, table, "seconds", f"training, parents' included ({unit})", in_s),
+            _front(data, table, "parameters_m", "parameters (millions)"),
         ],
     )
 
 
-def _chain_s(data: RunData, trial: Finished) -> float:
-    return sum(one.result.seconds for one in data.chain(trial.name))
-
-
-def _front(data: RunData, costs: Sequence[float], label: str) -> Figure:
-    """Scores over costs of the trials, the best first: those that are cheaper than all better ones make the front."""
-    scores = [trial.result.score for trial in data.ranked]
-    cheapest = list(accumulate(costs, min))
-    front = [place for place, cost in enumerate(costs) if place == 0 or cost < cheapest[place - 1]]
+def _front(data: RunData, table: pd.DataFrame, column: str, label: str, unit: float = 1.0) -> Figure:
+    """Scores over costs of the trials, the best first, with the line of those that no other one beats in both."""
+    front = pareto_front(table, ["score", column]).tolist()
+    costs, scores = (table[column] / unit).tolist(), table["score"].tolist()
     chart = Chart(logarithmic(costs, label), linear(scores, data.metric))
-    line = sorted((costs[place], scores[place]) for place in front)
+    line = sorted((cost, score) for cost, score, is_on in zip(costs, scores, front, strict=True) if is_on)
     corners = [line[0], *_corners([x for x, _ in line], [y for _, y in line])]
     chart.line([x for x, _ in corners], [y for _, y in corners], "c1")
-    for place, trial in enumerate(data.ranked):
-        style = "c1" if place in front else "c5"
-        chart.point(costs[place], scores[place], style, title=trial.text, trial=trial.name)
-    names = ", ".join(f"{data.ranked[place].name} ({data.ranked[place].backbone})" for place in front[:6])
+    for trial, cost, is_on in zip(data.ranked, costs, front, strict=True):
+        style = "c1" if is_on else "c5"
+        chart.point(cost, trial.result.score, style, title=trial.text, trial=trial.name)
+    on_it = [trial for trial, is_on in zip(data.ranked, front, strict=True) if is_on]
+    names = ", ".join(f"{trial.name} ({trial.backbone})" for trial in on_it[:SHOWN])
     alt = f"Scores over {label}; on the Pareto front: {names}."
     return Figure(chart.svg(alt), f"On the front: {names}.", [("c1", "Pareto front"), ("c5 dot", "others")])

@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.files import read_json
-from ichsearch.report.leaderboard import read_leaderboard
+from ichsearch.report.leaderboard import BASELINE, read_leaderboard
+from ichsearch.report.statistics import Predictions, read_predictions
 from ichsearch.search.run_folder import RunFolder, TrialRecord
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
@@ -108,13 +111,15 @@ class RunData:
         return TrialConfig.model_validate(self.best.record.config)
 
     @cached_property
-    def predictions(self) -> pd.DataFrame:
-        """Truth and probabilities of the best trial: a row a validation slice."""
-        return self.predictions_of(self.best.name)
+    def predictions(self) -> Predictions:
+        """What the best trial says of the validation slices."""
+        return read_predictions(self.folder.trial(self.best.name) / PREDICTIONS)
 
-    def predictions_of(self, trial: str) -> pd.DataFrame:
-        """Truth and probabilities of a finished trial."""
-        return pd.read_parquet(self.folder.trial(trial) / PREDICTIONS)
+    @cached_property
+    def rival(self) -> str | None:
+        """The rule that sees no image with the best score; None where none has been judged."""
+        rules = self.leaderboard.loc[self.leaderboard["status"] == BASELINE, "trial"]
+        return None if rules.empty else str(rules.iloc[0])
 
     def epochs_of(self, trial: str) -> list[dict[str, Any]]:
         """The records of a trial's own epochs."""
@@ -139,8 +144,7 @@ class RunData:
         return None if self.shards is None else open_slices(self.shards, self.best_config.size)
 
     @cached_property
-    def rows(self) -> "pd.Series[int]":
-        """Where in `slices` each row of `predictions` stands."""
+    def rows(self) -> npt.NDArray[np.int64]:
+        """Where in `slices` each slice of `predictions` stands."""
         assert self.slices is not None, "asked for only where the slices are at hand"
-        places = pd.Series(range(len(self.slices.table)), index=self.slices.table["slice"])
-        return places.loc[self.predictions["slice"]].reset_index(drop=True)
+        return np.asarray(pd.Index(self.slices.table["slice"]).get_indexer(self.predictions.slices), np.int64)

@@ -83,6 +83,21 @@ class RunFolder:
         return self.root / "commands.jsonl"
 
     @property
+    def ranking(self) -> Path:
+        """Every trial and baseline held against the best trial."""
+        return self.root / "ranking.json"
+
+    @property
+    def summary(self) -> Path:
+        """What a person should take from the run."""
+        return self.root / "summary.json"
+
+    @property
+    def baselines(self) -> Path:
+        """Predictions of the rules that see no image, a file each, and what they were fitted on."""
+        return self.root / "baselines"
+
+    @property
     def phantom(self) -> Path:
         """The synthetic cohort of a run without data."""
         return self.root / "phantom"
@@ -94,6 +109,14 @@ class RunFolder:
     def trial(self, trial: str) -> Path:
         """The folder of one trial."""
         return self.trials / trial
+
+    def statistics(self, trial: str) -> Path:
+        """The scores of one trial with their intervals."""
+        return self.trial(trial) / "statistics.json"
+
+    def baseline(self, name: str) -> Path:
+        """The predictions of one baseline."""
+        return self.baselines / f"{name}.parquet"
 
     def write_record(self, record: TrialRecord) -> None:
         """Show what the search knows of a trial; not waiting for the disk, since the journal knows it, too."""
