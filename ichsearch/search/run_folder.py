@@ -96,6 +96,16 @@ class RunFolder:
         return self.root / "leaderboard.csv"
 
     @property
+    def report(self) -> Path:
+        """The page that people look at."""
+        return self.root / "report.html"
+
+    @property
+    def commands(self) -> Path:
+        """By which commands the run was made: a line each."""
+        return self.root / "commands.jsonl"
+
+    @property
     def ranking(self) -> Path:
         """Every trial and baseline held against the best trial."""
         return self.root / "ranking.json"
