@@ -310,6 +310,20 @@ def schema(
 
 
 @app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    data: Annotated[Path | None, typer.Option(help="The run's folder of shards, for what shows slices.")] = None,
+) -> None:
+    """Draw what a run has found: one HTML page for any browser, offline."""
+    from ichsearch.report.report import shards_of, write_report
+    from ichsearch.search.run_folder import RunFolder
+
+    folder = RunFolder(run_folder.resolve())
+    page = write_report(folder, shards_of(folder, data), ["ichsearch", *sys.argv[1:]])
+    say(f"{page}: open it in a browser")
+
+
+@app.command()
 def run(
     space: Annotated[str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml.")],
     data: Annotated[Path | None, typer.Option(help="Folder of shards; without it a phantom cohort is made.")] = None,
@@ -331,6 +345,8 @@ def run(
     from ichsearch.cli_progress import progress
     from ichsearch.report.leaderboard import write_leaderboard
     from ichsearch.report.lr_plot import draw_curve
+    from ichsearch.report.provenance import noting
+    from ichsearch.report.report import drawn_at_the_end
     from ichsearch.report.summary import summarise, summary_text
     from ichsearch.search.run_folder import RunFolder
     from ichsearch.search.runner import run_search
@@ -342,14 +358,16 @@ def run(
     loaded = load_space(find_space(space), [*(option or ()), *said])
     target = folder or Path("runs") / loaded.name
     leaderboard = RunFolder(target).leaderboard
-    printer = RunPrinter(out, err, _command(), as_json=as_json)
+    command = _command()
+    printer = RunPrinter(out, err, command, as_json=as_json)
     with printer.ending(leaderboard, loaded.metric):
         with progress(err) as show:
-            watchers = Watchers(printer.tell, show, write_leaderboard, draw_curve)
+            watchers = Watchers(noting(printer.tell, RunFolder(target), command), show, write_leaderboard, draw_curve)
             outcome = run_search(
-                loaded, data, target, address=address, extend=extend, command=_command(), watchers=watchers
+                loaded, data, target, address=address, extend=extend, command=command, watchers=watchers
             )
         printer.say(summary_text(summarise(outcome.folder, outcome.shards)))
+        printer.say(drawn_at_the_end(outcome.folder, outcome.shards))
     printer.close(leaderboard, loaded.metric, outcome.standing)
 
 

@@ -195,5 +195,6 @@ def _events(path: Path) -> Iterator[Event]:
 
 
 def results(root: Path) -> pd.DataFrame:
-    """The leaderboard without what is measured with a clock."""
-    return pd.read_csv(root / "leaderboard.csv", dtype={"trial": str, "parent": str}).drop(columns=TIMES)
+    """The trials of the leaderboard without what is measured with a clock."""
+    table = pd.read_csv(root / "leaderboard.csv", dtype={"trial": str, "parent": str}).drop(columns=TIMES)
+    return table[table["status"] != "baseline"].reset_index(drop=True)

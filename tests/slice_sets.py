@@ -18,6 +18,7 @@ from ichsearch.data.split import Split, make_split
 from ichsearch.files import sha256_of
 from ichsearch.labels import ANY, LABELS, SUBTYPES
 from ichsearch.shards.manifest import Counts, Manifest, Settings, ShardEntry, make_manifest, write_manifest
+from ichsearch.shards.metadata import write_metadata
 from ichsearch.shards.schema import IMAGES, ShardWriter, pack_hu, shard_schema, unpack_hu
 from ichsearch.storage import open_folder
 
@@ -144,9 +145,10 @@ def split_of(slices: SliceSet, seed: int = 0) -> Split:
 def write_shards(
     folder: Path, rows: Sequence[Row], size: int, shards: int = 2, crop: Literal["series", "slice"] = "series"
 ) -> Manifest:
-    """Write the rows through ichsearch's own writer to `shards` Parquet files with a manifest."""
+    """Write the rows through ichsearch's own writer to `shards` Parquet files with their metadata and a manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = [_write_shard(folder / f"shard-{number:04d}.parquet", part, size) for number, part in _cut(rows, shards)]
+    write_metadata(open_folder(folder), [entry.file for entry in entries], size)
     labelled = [row for row in rows if row[ANY] is not None]
     counts = Counts(
         found=len(rows),

@@ -29,7 +29,7 @@ from ichsearch.phantom.design import Design
 from ichsearch.phantom.haemorrhage import MIN_AREA_MM2
 from ichsearch.phantom.patient import Patient, RenderedSlice, render
 from ichsearch.phantom.scanner import PADDING, Storage, stored_values
-from ichsearch.report.baselines import position_baseline
+from ichsearch.report.baseline_rules import position_baseline
 
 PATIENTS, SLICES, MATRIX, SEED = 8, 10, 128, 5
 HARD = Design(hard=True, prevalence="rsna", even_position=True)

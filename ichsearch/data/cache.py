@@ -60,10 +60,8 @@ class SliceSet:
 
     @property
     def relative_position(self) -> npt.NDArray[np.float32]:
-        """(N,) float32: 0 at the feet's end of a slice's series, 1 at the other, 0.5 in a series of one slice."""
-        last = self.table["series_slices"].to_numpy(np.float32) - 1
-        index = self.table["series_index"].to_numpy(np.float32)
-        return np.where(last > 0, index / np.maximum(last, 1), np.float32(0.5)).astype(np.float32)
+        """(N,) float32: see `relative_position`."""
+        return relative_position(self.table)
 
     def require_registered(self) -> None:
         """Raise `ConfigError` unless neighbouring slices can be channels of one image."""
@@ -85,6 +83,13 @@ class SliceSet:
         rows = np.arange(len(index))
         joined = (series[1:] == series[:-1]) & (index[1:] == index[:-1] + 1)  # a row with the one before it
         return np.stack([rows - np.append(False, joined), rows, rows + np.append(joined, False)], axis=1)
+
+
+def relative_position(table: pd.DataFrame) -> npt.NDArray[np.float32]:
+    """(N,) float32: 0 at the feet's end of a slice's series, 1 at the other, 0.5 in a series of one slice."""
+    last = table["series_slices"].to_numpy(np.float32) - 1
+    index = table["series_index"].to_numpy(np.float32)
+    return np.where(last > 0, index / np.maximum(last, 1), np.float32(0.5)).astype(np.float32)
 
 
 def open_slices(shards: Path, size: int, cache: Path | None = None) -> SliceSet:

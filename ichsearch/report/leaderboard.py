@@ -1,18 +1,24 @@
-"""`leaderboard.csv`: every trial of a run, the best first, the failed ones last with their reason.
+"""`leaderboard.csv`: every trial of a run, the best first, among the rules that see no image; failed ones last.
 
-In: a run folder. Out: a CSV file with stable columns, numbers as numbers, text cells safe in a spreadsheet.
+In: a run folder. Out: a CSV file with stable columns, numbers as numbers, text cells safe in a spreadsheet. Intervals
+and ranks are those that the folder knows already: `ranking.rank_trials` computes them.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
-from ichsearch.files import write_text
+from ichsearch.files import sha256_of, write_text
 from ichsearch.labels import LABELS
+from ichsearch.report.baselines import baseline_intervals
+from ichsearch.report.ranking import Ranked, Ranking, known_ranking
+from ichsearch.report.statistics import Intervals, known_statistics
 from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.run_folder import RunFolder, TrialRecord
-from ichsearch.train.lineage import WEIGHTS
+from ichsearch.train.lineage import PREDICTIONS, WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER
 from ichsearch.train.trial import TrialResult, read_result
 
@@ -28,62 +34,139 @@ METRICS: Final = (
     "patient_auroc_mean",
 )
 """Of those that a trial is judged by; the others stand in its metrics.json."""
-COLUMNS: Final = (
-    "rank", "trial", "status", "reason", "metric", "score", *METRICS, "task", *SEARCHED, "lr_factor", "lr_suggestion",
-    "weights", "parent", "epochs", "epochs_trained", "restarted", "best_epoch", "seconds", "images_per_s",
-    "micro_batch", "memory_mb", "parameters_m", "checkpoint",
+BOUNDED: Final = (
+    "log_loss", "accuracy_multi", "auroc_any", "average_precision_any",
+    "sensitivity_at_90_any", "sensitivity_at_95_any", "patient_auroc_any", "auroc_mean", "patient_auroc_mean",
 )  # fmt: skip
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+"""Metrics that have columns for their interval; those of the others stand in the trial's statistics.json."""
+BASELINE: Final = "baseline"
+COLUMNS: Final = (
+    "rank", "place", "trial", "status", "reason", "metric", "score", "low", "high",
+    "difference", "difference_low", "difference_high", "p_holm", "tied", "beats_baselines",
+    *(column for name in METRICS for column in ((name, f"{name}_low", f"{name}_high") if name in BOUNDED else (name,))),
+    "task", *SEARCHED, "lr_factor", "lr_suggestion", "weights", "parent", "epochs", "epochs_trained", "restarted",
+    "best_epoch", "seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m", "checkpoint",
+)  # fmt: skip
+FORMULA_STARTS: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The last four are the first four in full width, which some spreadsheets take for the same."""
 
 
 def write_leaderboard(folder: RunFolder) -> None:
-    """Write the run's leaderboard anew from its trials' files."""
-    write_text(folder.leaderboard, read_leaderboard(folder).to_csv(index=False))
+    """Write the run's leaderboard anew from its files."""
+    table = read_leaderboard(folder)
+    safe = table.apply(lambda column: column if is_numeric_dtype(column) else column.map(_safe))
+    write_text(folder.leaderboard, safe.to_csv(index=False))
 
 
-def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
-    """One row a trial with the columns `COLUMNS`; trials without a score have no rank."""
-    rows = [_row(folder.root, record, read_result(folder.trial(record.trial))) for record in folder.records()]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    if not len(table):
-        return table
-    lower = table["metric"].iloc[0] in LOWER_IS_BETTER
-    table["rank"] = table["score"].rank(method="min", ascending=lower).astype("Int64")
-    return table.sort_values(["rank", "trial"], na_position="last", ignore_index=True)
-
-
-def _row(root: Path, record: TrialRecord, result: TrialResult | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "trial": record.trial,
-        "status": "finished" if result else record.status,
-        "reason": as_cell(record.reason),
-        "metric": record.config["metric"],
-        "score": None,
-        **{name: record.config[name] for name in ("task", *SEARCHED)},
-        "lr_factor": record.parameters.get("lr_factor"),
-        "lr_suggestion": record.lr_suggestion,
-        "weights": as_cell(record.weights),
-        "parent": record.parent,
-        "epochs": record.epochs,
-    }
-    if result:
-        checkpoint = f"trials/{record.trial}/{WEIGHTS}"
-        row |= {
-            "score": result.score,
-            "best_epoch": result.best_epoch,
-            "seconds": round(result.seconds, 3),
-            "images_per_s": round(result.images_per_s, 2),
-            "parameters_m": round(result.parameters_m, 4),
-            "checkpoint": checkpoint if (root / checkpoint).is_file() else None,
-            "epochs_trained": result.epochs_trained,
-            "restarted": result.restarted,
-            "micro_batch": result.micro_batch,
-            "memory_mb": result.memory_mb,
-            **{name: value for name, value in result.metrics.items() if name in METRICS},
-        }
-    return row
+def _safe(value: Any) -> Any:
+    return as_cell(value) if isinstance(value, str) else value
 
 
 def as_cell(text: str) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe goes before what would start one."""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    bare = text.lstrip()
+    return f"'{text}" if bare.startswith(FORMULA_STARTS) or text[:1] in ("\t", "\r", "\n") else text
+
+
+def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
+    """One row a trial or baseline with the columns `COLUMNS`, texts as they are; rows without a score come last.
+
+    `rank` is 1 for the best and all that cannot be told from it, else the `place` by score; until a run has been
+    ranked it is the place. Baselines have neither.
+    """
+    ranking = known_ranking(folder)
+    rows = [*_trial_rows(folder, ranking), *_baseline_rows(folder, ranking)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = table.astype({"tied": "boolean", "beats_baselines": "boolean"})
+    if not len(table):
+        return table
+    lower = table["metric"].iloc[0] in LOWER_IS_BETTER
+    own = table["score"].where(table["status"] == "finished").astype(float)
+    table["place"] = own.rank(method="min", ascending=lower).astype("Int64")
+    table["rank"] = table["place"].mask(table["tied"].fillna(value=False) & own.notna(), 1)
+    ordered = table.assign(order=table["score"].astype(float) * (1 if lower else -1))
+    return ordered.sort_values(["order", "trial"], na_position="last", ignore_index=True)[list(COLUMNS)]
+
+
+def _trial_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[str, Any]]:
+    for record in folder.records():
+        row = _record(record)
+        if result := read_result(folder.trial(record.trial)):
+            row |= _result(folder.root, record, result) | _bounds(_known_intervals(folder, record.trial))
+            row |= _bounds_of_score(row) | (_standing(ranking.trials[record.trial], ranking) if ranking else {})
+        yield row
+
+
+def _record(record: TrialRecord) -> dict[str, Any]:
+    return {
+        "trial": record.trial,
+        "status": record.status,
+        "reason": record.reason,
+        "metric": record.config["metric"],
+        **{name: record.config[name] for name in ("task", *SEARCHED)},
+        "lr_factor": record.parameters.get("lr_factor"),
+        "lr_suggestion": record.lr_suggestion,
+        "weights": record.weights,
+        "parent": record.parent,
+        "epochs": record.epochs,
+    }
+
+
+def _result(root: Path, record: TrialRecord, result: TrialResult) -> dict[str, Any]:
+    checkpoint = f"trials/{record.trial}/{WEIGHTS}"
+    return {
+        "status": "finished",
+        "score": result.score,
+        "best_epoch": result.best_epoch,
+        "seconds": round(result.seconds, 3),
+        "images_per_s": round(result.images_per_s, 2),
+        "parameters_m": round(result.parameters_m, 4),
+        "checkpoint": checkpoint if (root / checkpoint).is_file() else None,
+        "epochs_trained": result.epochs_trained,
+        "restarted": result.restarted,
+        "micro_batch": result.micro_batch,
+        "memory_mb": result.memory_mb,
+        **{name: value for name, value in result.metrics.items() if name in METRICS},
+    }
+
+
+def _known_intervals(folder: RunFolder, trial: str) -> Intervals:
+    """A trial's intervals if they have been computed; nothing else, since this is asked while trials run."""
+    path = folder.trial(trial) / PREDICTIONS
+    if not folder.statistics(trial).is_file() or not path.is_file():
+        return {}
+    known = known_statistics(folder, trial, sha256_of(path))
+    return known.intervals if known else {}
+
+
+def _bounds(intervals: Intervals) -> dict[str, Any]:
+    """Columns of the ends of the intervals."""
+    known = {name: intervals.get(name) for name in BOUNDED}
+    lows = {f"{name}_low": interval.low for name, interval in known.items() if interval}
+    return lows | {f"{name}_high": interval.high for name, interval in known.items() if interval}
+
+
+def _bounds_of_score(row: dict[str, Any]) -> dict[str, Any]:
+    """Those of the metric that ranks, where that has been computed but the trials are not ranked yet."""
+    return {end: row.get(f"{row['metric']}_{end}") for end in ("low", "high")}
+
+
+def _standing(ranked: Ranked, ranking: Ranking) -> dict[str, Any]:
+    """Columns of a trial held against the best one and the baselines."""
+    beats = {"beats_baselines": set(ranked.beats) == set(ranking.baselines)} if ranking.baselines else {}
+    return _differences(ranked) | {"p_holm": ranked.p_holm, "tied": ranked.tied} | beats
+
+
+def _differences(ranked: Ranked) -> dict[str, Any]:
+    names = ("low", "high", "difference", "difference_low", "difference_high")
+    return {name: getattr(ranked, name) for name in names}
+
+
+def _baseline_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[str, Any]]:
+    """The baselines, once trials are ranked: they are judged on the trials' slices, by their metric."""
+    if ranking is None:
+        return
+    for name, intervals in baseline_intervals(folder).items():
+        row = {"trial": name, "status": BASELINE, "metric": ranking.metric, "score": ranking.baselines[name].value}
+        values = {metric: interval.value for metric, interval in intervals.items() if interval and metric in METRICS}
+        yield row | values | _bounds(intervals) | _differences(ranking.baselines[name])

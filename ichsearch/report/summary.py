@@ -1,130 +1,145 @@
-"""What a run's best trial is worth: its score beside the rule that sees no image.
+"""What a run's best trial is worth: whether it can be told from the others, and from the rules that see no image.
 
-In: a run folder and its shards. Out: `summary.json` and a few lines of text.
+In: a run folder and its shards. Out: the run ranked, its leaderboard, `summary.json`, and a few lines of text.
 """
 
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-import pandas as pd
-from sklearn.metrics import roc_auc_score
-
-from ichsearch.data.cache import SliceSet, open_slices
-from ichsearch.data.split import Split
-from ichsearch.data.tasks import task_labels
-from ichsearch.errors import NoTrialFinishedError
-from ichsearch.files import read_json, write_json
-from ichsearch.labels import ANY, LABELS
-from ichsearch.report.baselines import position_baseline
-from ichsearch.report.bootstrap import Interval, auroc_difference
-from ichsearch.report.leaderboard import read_leaderboard
+from ichsearch.files import write_json
+from ichsearch.report.bootstrap import MIN_PATIENTS
+from ichsearch.report.leaderboard import write_leaderboard
+from ichsearch.report.ranking import Ranked, Ranking, rank_trials
 from ichsearch.search.run_folder import RunFolder
-from ichsearch.train.metrics import FloatArray
-from ichsearch.train.setup import Parts, parts_of
-
-MIN_PATIENTS: Final = 8
-"""With fewer patients the resamples are so alike that the interval is too narrow to be believed."""
+from ichsearch.train.metrics import LOWER_IS_BETTER
 
 
-class Comparison(NamedTuple):
-    """How well a trial tells one label, and how well slice position alone does."""
+class Rival(NamedTuple):
+    """The baseline with the best score, and how far the best trial is from it.
 
-    label: str
-    auroc: float
-    position_auroc: float
-    difference: Interval
+    Attributes:
+        name: of the baseline.
+        score: on the same slices.
+        difference: the best trial's score minus this one; with its 95 % interval.
+        low: of that interval.
+        high: of that interval.
+    """
+
+    name: str
+    score: float
+    difference: float
+    low: float
+    high: float
 
 
 class Summary(NamedTuple):
-    """The best trial on the validation patients; `compared` is None where no label shows both kinds there."""
+    """The best trial on the validation patients.
+
+    Attributes:
+        trial: its id.
+        backbone: its backbone.
+        metric: what trials are ranked by.
+        score: its score, chosen as the best of all and so optimistic.
+        low: of the score's 95 % interval.
+        high: of the score's 95 % interval.
+        slices: of the validation patients.
+        patients: of them.
+        reliable: whether they are enough for intervals to mean something.
+        trials: how many have finished.
+        tied: the other trials that cannot be told from it.
+        unbeaten: the baselines that it is not shown to beat.
+        rival: None where no baselines were fitted.
+    """
 
     trial: str
     backbone: str
     metric: str
     score: float
+    low: float
+    high: float
     slices: int
     patients: int
-    compared: Comparison | None
+    reliable: bool
+    trials: int
+    tied: tuple[str, ...]
+    unbeaten: tuple[str, ...]
+    rival: Rival | None
 
 
-def summarise(folder: RunFolder, shards: Path) -> Summary:
-    """Compare the best trial with the slice-position baseline on the validation fold, and keep it in `summary.json`."""
-    table = read_leaderboard(folder)
-    finished = table[table["rank"].notna()]
-    if not len(finished):
-        raise NoTrialFinishedError("a summary needs a finished trial, but the run has none; go on with it")
-    best = finished.iloc[0]
-    predictions = pd.read_parquet(folder.trial(best["trial"]) / "predictions.parquet")
-    slices = open_slices(shards.resolve(), int(best["size"]))
-    parts = parts_of(slices, Split.model_validate(read_json(folder.split)), min_brain=0.0, task=best["task"])
-    assert predictions["slice"].tolist() == slices.table["slice"].iloc[parts.validation].tolist()
+def summarise(folder: RunFolder, shards: Path | None) -> Summary:
+    """Rank the run, write its leaderboard, and keep what it comes to in `summary.json`; see `rank_trials`."""
+    ranking = rank_trials(folder, shards)
+    write_leaderboard(folder)
+    record, best = folder.record(ranking.best), ranking.trials[ranking.best]
+    assert record is not None, "a ranked trial has a record"
     summary = Summary(
-        trial=best["trial"],
-        backbone=best["backbone"],
-        metric=best["metric"],
-        score=float(best["score"]),
-        slices=len(predictions),
-        patients=predictions["patient"].nunique(),
-        compared=_compared(label, predictions, slices, parts) if (label := _judged_label(best, predictions)) else None,
+        trial=ranking.best,
+        backbone=record.config["backbone"],
+        metric=ranking.metric,
+        score=best.value,
+        low=best.low,
+        high=best.high,
+        slices=ranking.slices,
+        patients=ranking.patients,
+        reliable=ranking.reliable,
+        trials=len(ranking.trials),
+        tied=tuple(trial for trial in ranking.tied if trial != ranking.best),
+        unbeaten=tuple(name for name in ranking.baselines if name not in best.beats),
+        rival=_rival(ranking),
     )
-    write_json(folder.root / "summary.json", _as_json(summary))
+    write_json(folder.summary, summary._asdict() | {"rival": summary.rival and summary.rival._asdict()})
     return summary
 
 
-def _as_json(summary: Summary) -> dict[str, Any]:
-    compared = summary.compared
-    return summary._asdict() | {
-        "compared": compared and compared._asdict() | {"difference": compared.difference._asdict()},
-        "interval_is_reliable": summary.patients >= MIN_PATIENTS,
-    }
+def _rival(ranking: Ranking) -> Rival | None:
+    if not ranking.baselines:
+        return None
 
+    def loss(name: str) -> float:
+        value = ranking.baselines[name].value
+        return value if ranking.metric in LOWER_IS_BETTER else -value
 
-def _compared(label: str, predictions: pd.DataFrame, slices: SliceSet, parts: Parts) -> Comparison:
-    column = LABELS.index(label)
-    truth, baseline = slices.labels[parts.validation][:, column], _position_probabilities(slices, parts)[:, column]
-    patients = predictions["patient"].to_numpy(np.object_)
-    probabilities = predictions[f"probability_{label}"].to_numpy(np.float64)
-    difference = auroc_difference(truth, probabilities, baseline, patients)
-    assert difference is not None, "a label with a score has slices of both kinds"
-    auroc = float(roc_auc_score(truth, probabilities))
-    return Comparison(label, auroc, auroc - difference.value, difference)
-
-
-def _judged_label(best: "pd.Series[Any]", predictions: pd.DataFrame) -> str:
-    """Any haemorrhage; of a task without it the label with most positive validation slices, whatever its score."""
-    if ANY in task_labels(best["task"]):
-        return ANY
-    scored = [label for label in task_labels(best["task"]) if pd.notna(best[f"auroc_{label}"])]
-    return max(scored, key=lambda label: int(predictions[f"label_{label}"].sum()), default="")
-
-
-def _position_probabilities(slices: SliceSet, parts: Parts) -> FloatArray:
-    position = slices.relative_position
-    return position_baseline(position[parts.train], slices.labels[parts.train], position[parts.validation])
+    name = min(ranking.baselines, key=loss)
+    rule: Ranked = ranking.baselines[name]
+    return Rival(name, rule.value, -rule.difference, -rule.difference_high, -rule.difference_low)
 
 
 def summary_text(summary: Summary) -> str:
     """What a person should take from the run, and what not."""
-    end = "chosen on these patients, so its score is optimistic; the test fold is untouched · not for clinical use"
-    on = f"on {summary.slices} validation slices of {summary.patients} patients"
-    head, score = f"best trial {summary.trial} ({summary.backbone})", f"{summary.metric} {summary.score:.3f}"
-    compared = summary.compared
-    if compared is None:
-        return f"{head}: {score} {on}\nno label of which they show both kinds: nothing to compare it with\n{end}"
-    low, high = compared.difference.low, compared.difference.high
-    interval = f" (95 % {low:+.3f} to {high:+.3f}, patient bootstrap)"
-    if summary.patients < MIN_PATIENTS:
-        interval, verdict = "", f"shows nothing yet: an interval needs at least {MIN_PATIENTS} validation patients"
-    elif low > 0:
-        verdict = "beats a rule that sees no image"
-    else:
-        verdict = "is not shown to beat a rule that sees no image: more validation patients or better trials are needed"
-    what = "any haemorrhage" if compared.label == ANY else compared.label
-    chosen_by = "" if summary.metric == f"auroc_{compared.label}" else f"{score}, "
-    return (
-        f"{head}: {chosen_by}AUROC for {what} {compared.auroc:.3f} {on}\n"
-        f"slice position alone: {compared.position_auroc:.3f} · "
-        f"difference {compared.difference.value:+.3f}{interval}: it {verdict}\n"
-        f"{end}"
+    interval = f" (95 % {summary.low:.3f} to {summary.high:.3f})" if summary.reliable else ""
+    return "\n".join(
+        [
+            f"best trial {summary.trial} ({summary.backbone}): {summary.metric} {summary.score:.3f}{interval} "
+            f"on {summary.slices} validation slices of {summary.patients} patients",
+            f"other trials: {_others(summary)}",
+            f"rules that see no image: {_baselines(summary)}",
+            "chosen on these patients, so its score is optimistic; the test fold is untouched · not for clinical use",
+        ]
     )
+
+
+def _others(summary: Summary) -> str:
+    others, tied = summary.trials - 1, len(summary.tied)
+    if not others:
+        return "none has finished"
+    if not summary.reliable:
+        return f"none of {others} can be told from it: that needs at least {MIN_PATIENTS} validation patients"
+    if not tied:
+        return f"it is better than all {others} (paired over patients, Holm-corrected)"
+    names = ", ".join(summary.tied[:5]) + (", …" if tied > 5 else "")
+    which = f"{tied} of {others} cannot be told from it and share its rank"
+    return f"{which} (paired over patients, Holm-corrected): {names}"
+
+
+def _baselines(summary: Summary) -> str:
+    rival = summary.rival
+    if rival is None:
+        return "not judged yet; name the run's data with --data"
+    head = f"the best, {rival.name}, has {rival.score:.3f} · difference {rival.difference:+.3f}"
+    if not summary.reliable:
+        return f"{head}: shows nothing yet, an interval needs at least {MIN_PATIENTS} validation patients"
+    head += f" (95 % {rival.low:+.3f} to {rival.high:+.3f})"
+    if not summary.unbeaten:
+        return f"{head}: it beats them all"
+    names = ", ".join(summary.unbeaten)
+    return f"{head}: it is NOT shown to beat {names}; more validation patients or better trials are needed"

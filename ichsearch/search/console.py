@@ -23,6 +23,11 @@ from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
 
+def connecting(address: str | None) -> str:
+    """What the first seconds are needed for."""
+    return f"connecting to Ray at {address}" if address else "starting Ray"
+
+
 def opening(space: Space, folder: Path, dashboard: str) -> str:
     """Which run this is, and where to watch it."""
     where = f" · Ray dashboard {dashboard} (token in ~/.ray/auth_token)" if dashboard else ""

@@ -4,6 +4,7 @@ In: facts of a run. Out: an `Event`: a line of text, and the JSON object that `i
 
 Each object stands on a line of its own and says in `event` what it is; times are in seconds:
 
+- `connecting`: `address` asked for (null: `RAY_ADDRESS`, else this machine); Ray takes some seconds;
 - `opened`: `run`, `folder`, `trials` and `epochs` as asked for, `dashboard` (address of Ray's; "" without one);
 - `resumed`: `done`, `trials` (an earlier start of this run left so many);
 - `data`: `training`, `validation`, `test`, each with `slices`, `patients`, `positive` (slices with haemorrhage);
@@ -46,21 +47,9 @@ from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
 Kind = Literal[
-    "opened",
-    "resumed",
-    "data",
-    "weights",
-    "lr_stage",
-    "lr",
-    "started",
-    "waiting",
-    "finished",
-    "failed",
-    "confirming",
-    "replayed",
-    "test_fold",
-    "done",
-]
+    "connecting", "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "finished", "failed",
+    "confirming", "replayed", "test_fold", "done",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,6 +65,11 @@ class Event:
         """The event on one line."""
         standing = _facts_of(self.standing) if self.standing else {}
         return json.dumps({"event": self.kind, **self.facts, **standing}, allow_nan=False)
+
+
+def connecting(address: str | None) -> Event:
+    """Ray is started, or connected to."""
+    return Event("connecting", console.connecting(address), {"address": address})
 
 
 def opened(space: Space, folder: Path, dashboard: str) -> Event:

@@ -96,6 +96,31 @@ class RunFolder:
         return self.root / "leaderboard.csv"
 
     @property
+    def report(self) -> Path:
+        """The page that people look at."""
+        return self.root / "report.html"
+
+    @property
+    def commands(self) -> Path:
+        """By which commands the run was made: a line each."""
+        return self.root / "commands.jsonl"
+
+    @property
+    def ranking(self) -> Path:
+        """Every trial and baseline held against the best trial."""
+        return self.root / "ranking.json"
+
+    @property
+    def summary(self) -> Path:
+        """What a person should take from the run."""
+        return self.root / "summary.json"
+
+    @property
+    def baselines(self) -> Path:
+        """Predictions of the rules that see no image, a file each, and what they were fitted on."""
+        return self.root / "baselines"
+
+    @property
     def confirm(self) -> Path:
         """One folder a replay, and what they say together."""
         return self.root / "confirm"
@@ -130,6 +155,14 @@ class RunFolder:
     def trial(self, trial: str) -> Path:
         """The folder of one trial."""
         return self.trials / trial
+
+    def statistics(self, trial: str) -> Path:
+        """The scores of one trial with their intervals."""
+        return self.trial(trial) / "statistics.json"
+
+    def baseline(self, name: str) -> Path:
+        """The predictions of one baseline."""
+        return self.baselines / f"{name}.parquet"
 
     def replay(self, name: str) -> Path:
         """The folder of one replay."""

@@ -16,8 +16,9 @@ from ichsearch.search import events
 from ichsearch.search.book import Book, Standing
 from ichsearch.search.confirm import confirm
 from ichsearch.search.default_data import phantom_shards
+from ichsearch.search.durations import duration_text
 from ichsearch.search.execution import Execution, run_trials
-from ichsearch.search.journal import open_storage
+from ichsearch.search.journal import Journal, open_storage
 from ichsearch.search.lease import Lease, lease
 from ichsearch.search.openings import read_openings
 from ichsearch.search.resolved import differences, save_space
@@ -81,32 +82,40 @@ def run_search(
     _refuse_foreign(folder, space, extend=extend)
     _refuse_unusable(data, space, folder)
     began_s = time.monotonic()
-    with lease(folder.root) as held, ray_session(address) as dashboard:
-        if not folder.space.is_file():  # before the first long stage; an extended one is kept when it has proved usable
-            save_space(space, folder.space)
-        watchers.tell(events.opened(space, folder.root, dashboard))
-        if openings := read_openings(folder):
-            watchers.tell(events.test_fold(openings, is_opening=False))
-        shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
-        slices = open_slices(shards, space.sizes()[0])
-        split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
-        watchers.tell(events.data(slices, split))
-        whole = trial_request(space.resources, live_nodes())
-        weights = start_weights(space, folder, space.backbones())
-        origins = {name: start.origin for name, start in weights.items()}
-        watchers.tell(events.weights(origins))
-        assignment = assignment_of(space, folder, shards, whole, weights)
-        memory_mb = warm_nodes(space.sizes(), shards, whole)
-        held.check()
-        save_space(space, folder.space)
-        curves = lr_stage(space, assignment, whole, watchers)
-        requests = trial_requests(space.resources, live_nodes(), seen_mb(curves), memory_mb)
-        book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
-        _run_trials(space, book, assignment, requests, watchers)
-        _require_a_result(folder, book.standing())
-        if space.confirm:
-            confirm(space, folder, shards, space.confirm, held=held, command=command, watchers=watchers)
-    return Outcome(folder, shards, book.standing())
+    with lease(folder.root) as held:
+        _refuse_spent(space, folder)
+        watchers.tell(events.connecting(address))
+        with ray_session(address) as dashboard:
+            if not folder.space.is_file():  # before the first long stage; an extended one is kept when it proved usable
+                save_space(space, folder.space)
+            watchers.tell(events.opened(space, folder.root, dashboard))
+            if openings := read_openings(folder):
+                watchers.tell(events.test_fold(openings, is_opening=False))
+            shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
+            standing = _search(space, shards, folder, held, began_s, watchers)
+            _require_a_result(folder, standing)
+            if space.confirm:
+                confirm(space, folder, shards, space.confirm, held=held, command=command, watchers=watchers)
+    return Outcome(folder, shards, standing)
+
+
+def _search(space: Space, shards: Path, folder: RunFolder, held: Lease, began_s: float, watchers: Watchers) -> Standing:
+    slices = open_slices(shards, space.sizes()[0])
+    split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
+    watchers.tell(events.data(slices, split))
+    whole = trial_request(space.resources, live_nodes())
+    weights = start_weights(space, folder, space.backbones())
+    origins = {name: start.origin for name, start in weights.items()}
+    watchers.tell(events.weights(origins))
+    assignment = assignment_of(space, folder, shards, whole, weights)
+    memory_mb = warm_nodes(space.sizes(), shards, whole)
+    held.check()
+    save_space(space, folder.space)
+    curves = lr_stage(space, assignment, whole, watchers)
+    requests = trial_requests(space.resources, live_nodes(), seen_mb(curves), memory_mb)
+    book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
+    _run_trials(space, book, assignment, requests, watchers)
+    return book.standing()
 
 
 def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
@@ -122,6 +131,18 @@ def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
     if fixed or (found and not extend and folder.journal.is_file()):
         hint = "give another --out" if fixed else "add --extend to go on with the change, or give another --out"
         raise ConfigError("\n  ".join([f"{folder.root} holds another run; {hint}:", *map(str, found)]))
+
+
+def _refuse_spent(space: Space, folder: RunFolder) -> None:
+    """Stop before any stage when the budget of time was changed to what the run has spent already."""
+    if space.time_s is None or not folder.journal.is_file() or load_space(folder.space).time_s == space.time_s:
+        return
+    spent_s = Journal(open_storage(folder.journal), space.name, "minimize").driven_s()
+    if spent_s >= space.time_s:
+        raise ConfigError(
+            f"time counts over all starts of a run, and {duration_text(spent_s)} of {duration_text(space.time_s)} are "
+            "spent; give more with --time"
+        )
 
 
 def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None:

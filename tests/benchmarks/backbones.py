@@ -18,7 +18,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
@@ -27,17 +26,11 @@ from rich.table import Table
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.split import Split, make_split
 from ichsearch.labels import ANY, LABELS
-from ichsearch.report.baselines import position_baseline
-from ichsearch.report.bootstrap import (
-    Interval,
-    auroc_difference,
-    auroc_interval,
-    log_loss_interval,
-    patient_auroc_interval,
-)
+from ichsearch.report.baseline_rules import position_baseline
+from ichsearch.report.bootstrap import Interval
+from ichsearch.report.statistics import as_predictions, resampled_scores
 from ichsearch.train.config import InputConfig, TrialConfig
 from ichsearch.train.lr_finder import find_lr
-from ichsearch.train.metrics import FloatArray
 from ichsearch.train.setup import parts_of
 from ichsearch.train.trial import run_trial
 
@@ -109,25 +102,22 @@ def _judge(backbone: str, slices: SliceSet, split: Split, folder: Path, options:
         "lr": curve.lr,
         "lr_suggestions": curve.suggestions,
         "best_epoch": result.best_epoch,
-        **{name: interval._asdict() for name, interval in scores.items()},
+        **{name: interval._asdict() for name, interval in scores.items() if interval},
         "lr_finder_s": finder_s,
         "seconds": seconds,
     }
 
 
-def _scores(predictions: pd.DataFrame, slices: SliceSet, split: Split) -> dict[str, Interval]:
-    parts = parts_of(slices, split, 0.0)
-    truth, column = slices.labels[parts.validation], LABELS.index(ANY)
-    patients = predictions["patient"].to_numpy(np.str_)
-    probabilities: FloatArray = predictions[[f"probability_{label}" for label in LABELS]].to_numpy(np.float64)
-    position = slices.relative_position
-    baseline = position_baseline(position[parts.train], slices.labels[parts.train], position[parts.validation])
-    one = truth[:, column], probabilities[:, column]
+def _scores(predictions: pd.DataFrame, slices: SliceSet, split: Split) -> dict[str, Interval | None]:
+    parts, position = parts_of(slices, split, 0.0), slices.relative_position
+    rates = position_baseline(position[parts.train], slices.labels[parts.train], position[parts.validation])
+    baseline = predictions.assign(**{f"probability_{label}": rates[:, i] for i, label in enumerate(LABELS)})
+    scores, rule = (resampled_scores(as_predictions(frame)) for frame in (predictions, baseline))
     return {
-        "auroc": auroc_interval(*one, patients),
-        "patient_auroc": patient_auroc_interval(*one, patients),
-        "log_loss": log_loss_interval(truth, probabilities, LABELS, patients),
-        "auroc_minus_position": auroc_difference(*one, baseline[:, column], patients),
+        "auroc": scores["auroc_any"].interval,
+        "patient_auroc": scores["patient_auroc_any"].interval,
+        "log_loss": scores["log_loss"].interval,
+        "auroc_minus_position": scores["auroc_any"].minus(rule["auroc_any"]).interval,
     }
 
 
