@@ -343,6 +343,7 @@ def run(
     """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
     from ichsearch.cli_events import RunPrinter
     from ichsearch.cli_progress import progress
+    from ichsearch.report.confirmation import confirmation_text
     from ichsearch.report.leaderboard import write_leaderboard
     from ichsearch.report.lr_plot import draw_curve
     from ichsearch.report.provenance import noting
@@ -367,6 +368,8 @@ def run(
                 loaded, data, target, address=address, extend=extend, command=command, watchers=watchers
             )
         printer.say(summary_text(summarise(outcome.folder, outcome.shards)))
+        if confirmed := confirmation_text(outcome.folder):
+            printer.say(confirmed)
         printer.say(drawn_at_the_end(outcome.folder, outcome.shards))
     printer.close(leaderboard, loaded.metric, outcome.standing)
 
@@ -391,18 +394,25 @@ def confirm(
     """Train the best trials of a run anew from fresh seeds, then open the test fold for them; noted in the run."""
     from ichsearch.cli_events import RunPrinter
     from ichsearch.cli_progress import progress
+    from ichsearch.report.confirmation import confirmation_text
     from ichsearch.report.leaderboard import write_leaderboard
     from ichsearch.report.lr_plot import draw_curve
+    from ichsearch.report.provenance import noting
+    from ichsearch.report.report import drawn_at_the_end
     from ichsearch.search.confirm import confirm_run
     from ichsearch.search.run_folder import RunFolder
     from ichsearch.search.stages import Watchers
 
     given = {"top": top, "seeds": seeds, "folds": folds}
     options = {name: value for name, value in given.items() if value is not None}
-    printer = RunPrinter(out, err, _command(), as_json=as_json)
-    leaderboard = RunFolder(folder).leaderboard
-    with printer.ending(leaderboard, ""), progress(err) as show:
-        watchers = Watchers(printer.tell, show, write_leaderboard, draw_curve)
-        confirmed = confirm_run(folder, data, options, address=address, command=_command(), watchers=watchers)
-    write_leaderboard(confirmed)
-    say(f"leaderboard: {leaderboard}")
+    confirmed, command = RunFolder(folder.resolve()), _command()
+    printer = RunPrinter(out, err, command, as_json=as_json)
+    with printer.ending(confirmed.leaderboard, ""):
+        with progress(err) as show:
+            tell = noting(printer.tell, confirmed, command, since="confirming")
+            watchers = Watchers(tell, show, write_leaderboard, draw_curve)
+            shards = confirm_run(confirmed, data, options, address=address, command=command, watchers=watchers)
+        write_leaderboard(confirmed)
+        printer.say(confirmation_text(confirmed))
+        printer.say(drawn_at_the_end(confirmed, shards))
+    printer.say(f"leaderboard: {confirmed.leaderboard}")

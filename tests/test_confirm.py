@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from searches import Driver, outlive, private_ray
+from sklearn.metrics import roc_auc_score
 from slice_sets import make_rows, write_shards
 from spaces import write_space
 from test_cli import assert_refused, ichsearch
@@ -17,6 +19,7 @@ from ichsearch.data.cache import open_slices
 from ichsearch.data.split import FOLDS, Split
 from ichsearch.errors import AlreadyRunningError
 from ichsearch.files import read_json, write_json
+from ichsearch.report.confirmation import confirmation_text
 from ichsearch.search.confirm import confirm_run
 from ichsearch.search.confirmed import best_trials
 from ichsearch.search.events import Event
@@ -97,7 +100,7 @@ def confirm(
         hear(event)
 
     watchers = Watchers(tell, lambda stage, done, total: None, lambda folder: None, lambda curve, path: None)
-    confirm_run(folder.root, shards, options, address=None, command=["ichsearch", "confirm"], watchers=watchers)
+    confirm_run(folder, shards, options, address=None, command=["ichsearch", "confirm"], watchers=watchers)
     return told
 
 
@@ -154,7 +157,7 @@ def win(folder: RunFolder, trial: str) -> None:
     """Make a trial the best of its run."""
     path = folder.trial(trial) / "metrics.json"
     metrics = read_json(path)
-    metrics["result"]["score"] = 1.0
+    metrics["result"]["score"] = 2.0
     write_json(path, metrics)
 
 
@@ -178,6 +181,26 @@ def test_the_test_fold_is_scored_by_each_seed_and_their_mean(confirmed: Path, sh
     assert rows["held_out_score"].tolist() == pytest.approx(scores)
 
 
+def test_the_leaderboard_shows_fresh_seeds_and_the_test_fold(confirmed: Path) -> None:
+    folder = RunFolder(confirmed)
+    rows = table(folder)
+    board = pd.read_csv(folder.leaderboard, dtype={"trial": str}).set_index("trial")
+    for trial, replays in rows.groupby("trial"):
+        row = board.loc[str(trial)]
+        assert row["confirmed"] == len(replays)
+        assert row["confirmed_mean"] == pytest.approx(replays["score"].mean())
+        assert row["confirmed_sd"] == pytest.approx(replays["score"].std())
+        mean = pd.read_parquet(folder.test_predictions(str(trial)))
+        assert row["test_score"] == pytest.approx(roc_auc_score(mean["label_any"], mean["probability_any"]))
+        assert row["test_low"] <= row["test_score"] <= row["test_high"]
+    columns = ["confirmed", "confirmed_mean", "confirmed_sd", "test_score", "test_low", "test_high"]
+    assert board.drop(index=rows["trial"].unique())[columns].isna().all(axis=None)
+    text = confirmation_text(folder)
+    assert len(text.splitlines()) == 3
+    assert "from 2 fresh seeds" in text
+    assert "95 %" not in text, "the test fold has too few patients for an interval"
+
+
 def test_the_opening_is_on_record_with_its_command(confirmed: Path, shards: Path) -> None:
     folder = RunFolder(confirmed)
     (opening,) = read_json(folder.test_fold)
@@ -190,8 +213,8 @@ def test_again_nothing_is_trained_or_opened(again: RunFolder, shards: Path) -> N
     before = written(again, "confirm/*/*") | written(again, "test_fold.json")
     told = confirm(again, shards, top=2, seeds=2)
     assert written(again, "confirm/*/*") | written(again, "test_fold.json") == before
-    assert [event.kind for event in told] == ["confirming"]
-    assert "all replays are done" in told[0].line
+    assert [event.kind for event in told] == ["connecting", "confirming"]
+    assert "all replays are done" in told[1].line
 
 
 def test_another_seed_spares_the_earlier_ones_and_opens_the_test_fold_again(again: RunFolder, shards: Path) -> None:
@@ -300,3 +323,23 @@ def test_what_cannot_be_confirmed_is_refused(run: RunFolder, shards: Path, tmp_p
     shutil.rmtree(run.trials)
     assert_refused(ichsearch("confirm", run.root, "--data", shards), 5, "needs a finished trial")
     assert not run.confirm.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_its_confirmation(shards: Path, tmp_path: Path) -> None:
+    space = write_space(tmp_path, SPACE.replace("SCHEDULE", "per_rung") + "confirm: {top: 2, seeds: 2}\n")
+    with private_ray():
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        assert Driver(["--space", space, "--data", shards, "--out", whole], whole).end() == 0
+        first = Driver(["--space", space, "--data", shards, "--out", killed], tmp_path / "first")
+        assert first.wait_for(lambda: len(first.events("replayed")) == 2)
+        orphans = first.kill()
+        assert not outlive(orphans, 60.0)
+        before = written(RunFolder(killed), "confirm/*/weights.safetensors")
+        second = Driver(["--space", space, "--data", shards, "--out", killed], tmp_path / "second")
+        assert second.end() == 0, second.said
+    assert before.items() <= written(RunFolder(killed), "confirm/*/weights.safetensors").items()
+    assert len(second.events("replayed")) <= 2
+    left_out = ["seconds"]
+    expected, found = (table(RunFolder(run)).drop(columns=left_out) for run in (whole, killed))
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)

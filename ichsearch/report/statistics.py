@@ -100,20 +100,27 @@ def trial_statistics(folder: RunFolder, trial: str) -> TrialStatistics:
     Raises:
         DataError: the trial's predictions cannot be read.
     """
-    path = folder.trial(trial) / PREDICTIONS
+    return kept_statistics(folder.trial(trial) / PREDICTIONS, folder.statistics(trial))
+
+
+def kept_statistics(path: Path, kept: Path) -> TrialStatistics:
+    """All scores of the predictions in `path` with their intervals, from the file `kept` unless that is out of date.
+
+    Raises:
+        DataError: the predictions cannot be read.
+    """
     predictions = read_predictions(path)
     digest = sha256_of(path)
-    known = known_statistics(folder, trial, digest)
+    known = known_statistics(kept, digest)
     if known is not None:
         return known
     found = TrialStatistics(digest, intervals(predictions))
-    write_json(folder.statistics(trial), _as_json(found))
+    write_json(kept, _as_json(found))
     return found
 
 
-def known_statistics(folder: RunFolder, trial: str, digest: str) -> TrialStatistics | None:
-    """What `statistics.json` says of predictions with this SHA-256; None if it says nothing of them."""
-    path = folder.statistics(trial)
+def known_statistics(path: Path, digest: str) -> TrialStatistics | None:
+    """What a file says of predictions with this SHA-256; None if it says nothing of them."""
     saved = read_json(path) if path.is_file() else {}
     if {name: saved.get(name) for name in (*settings(), "predictions")} != settings() | {"predictions": digest}:
         return None

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from ichsearch.files import write_json
 from ichsearch.report.bootstrap import MIN_PATIENTS
+from ichsearch.report.confirmation import opened_text
 from ichsearch.report.leaderboard import write_leaderboard
 from ichsearch.report.ranking import Ranked, Ranking, rank_trials
+from ichsearch.search.openings import read_openings
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.metrics import LOWER_IS_BETTER
 
@@ -49,6 +51,7 @@ class Summary(NamedTuple):
         tied: the other trials that cannot be told from it.
         unbeaten: the baselines that it is not shown to beat.
         rival: None where no baselines were fitted.
+        openings: how often the test fold was opened.
     """
 
     trial: str
@@ -64,6 +67,7 @@ class Summary(NamedTuple):
     tied: tuple[str, ...]
     unbeaten: tuple[str, ...]
     rival: Rival | None
+    openings: int
 
 
 def summarise(folder: RunFolder, shards: Path | None) -> Summary:
@@ -86,6 +90,7 @@ def summarise(folder: RunFolder, shards: Path | None) -> Summary:
         tied=tuple(trial for trial in ranking.tied if trial != ranking.best),
         unbeaten=tuple(name for name in ranking.baselines if name not in best.beats),
         rival=_rival(ranking),
+        openings=len(read_openings(folder)),
     )
     write_json(folder.summary, summary._asdict() | {"rival": summary.rival and summary.rival._asdict()})
     return summary
@@ -113,7 +118,8 @@ def summary_text(summary: Summary) -> str:
             f"on {summary.slices} validation slices of {summary.patients} patients",
             f"other trials: {_others(summary)}",
             f"rules that see no image: {_baselines(summary)}",
-            "chosen on these patients, so its score is optimistic; the test fold is untouched · not for clinical use",
+            f"chosen on these patients, so its score is optimistic; {opened_text(summary.openings)} · "
+            "not for clinical use",
         ]
     )
 
