@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ichsearch.errors import ConfigError
 from ichsearch.files import read_json, to_json, write_bytes
 from ichsearch.train.config import InputConfig
 from ichsearch.train.lineage import CHECKPOINT
@@ -92,6 +93,12 @@ class RunFolder:
         """The synthetic cohort of a run without data."""
         return self.root / "phantom"
 
+    @property
+    def own_shards(self) -> Path | None:
+        """The shards of that cohort; None for a run on data that lie elsewhere."""
+        shards = self.phantom / "shards"
+        return shards if shards.is_dir() else None
+
     def curve(self, config: InputConfig) -> Path:
         """The JSON file of a LR finder's curve; its picture has the same name."""
         return self.lr_finder / curve_name(config)
@@ -125,6 +132,18 @@ class RunFolder:
         """All trials of the run, in the order of their ids."""
         paths = sorted(self.trials.glob("*/trial.json"), key=lambda path: (len(path.parent.name), path.parent.name))
         return [TrialRecord.model_validate(read_json(path)) for path in paths]
+
+
+def open_run(root: Path) -> RunFolder:
+    """The folder of a run that has begun.
+
+    Raises:
+        ConfigError: it is no run.
+    """
+    folder = RunFolder(root.resolve())
+    if not folder.space.is_file() or not folder.split.is_file():
+        raise ConfigError(f"RUN must be the folder of a run, with its space.yaml and split.json, but {root} is none")
+    return folder
 
 
 def curve_name(config: InputConfig) -> str:
