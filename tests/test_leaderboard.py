@@ -16,6 +16,7 @@ from judged_runs import add_judged_trial, add_trial, draw_truth, predicted
 from rich.console import Console
 
 from ichsearch.errors import ConfigError
+from ichsearch.files import write_json
 from ichsearch.report.leaderboard import COLUMNS, as_cell, read_leaderboard, write_leaderboard
 from ichsearch.report.leaderboard_table import as_objects, as_table
 from ichsearch.report.pareto import pareto_front
@@ -246,7 +247,7 @@ def test_the_verb_ranks_prints_and_filters(ranked: RunFolder) -> None:
     assert refused.returncode == 4, "a folder without a space is no run"
     assert "RUN must be the folder of a run" in refused.stderr
     ranked.space.touch()
-    ranked.split.touch()
+    write_json(ranked.split, {"seed": 0, "fingerprint": "", "patients": {}, "unreliable": {}})
     ranked.ranking.unlink()
     done = command(ranked.root, "--pareto", "score,seconds", "--json")
     assert done.returncode == 0, done.stderr

@@ -5,16 +5,19 @@ In: the space's phantom section, a folder. Out: a folder of shards.
 
 import shutil
 from pathlib import Path
+from typing import Final
 
 from ichsearch.phantom import write_cohort
 from ichsearch.search.sections import PhantomCohort
 from ichsearch.shards.manifest import MANIFEST
 from ichsearch.shards.preprocess import Progress, preprocess
 
+SHARDS: Final = "shards"
+
 
 def phantom_shards(folder: Path, cohort: PhantomCohort, address: str | None, on_progress: Progress) -> Path:
     """Shards of the phantom cohort below `folder`; what is there and whole is kept."""
-    shards, files, labels = folder / "shards", folder / "cohort", folder / "cohort" / "stage_2_train.csv"
+    shards, files, labels = folder / SHARDS, folder / "cohort", folder / "cohort" / "stage_2_train.csv"
     if (shards / MANIFEST).is_file():
         return shards
     if not labels.is_file():  # it is written last: without it the cohort is not whole

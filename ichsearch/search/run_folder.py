@@ -6,14 +6,15 @@ In: a folder. Out: paths, trial records.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ichsearch.errors import ConfigError
-from ichsearch.files import read_json, to_json, write_bytes
+from ichsearch.files import read_json, to_json, write_bytes, write_json
 from ichsearch.train.config import InputConfig
 from ichsearch.train.lineage import CHECKPOINT
+
+REPLAY: Final = "replay.json"
 
 
 class TrialRecord(BaseModel):
@@ -30,6 +31,27 @@ class TrialRecord(BaseModel):
     weights: str
     epochs: int
     parent: str | None = None
+
+
+class ReplayRecord(BaseModel):
+    """What became of one replay of a trial: `confirm/<name>/replay.json`; its curves and scores stand beside it.
+
+    Attributes:
+        fold: the one that was held out; 0 is the run's test fold.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trial: str
+    seed: int
+    fold: int
+    status: Literal["finished", "failed"]
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return replay_name(self.trial, self.seed, self.fold)
 
 
 @dataclass(frozen=True)
@@ -74,6 +96,16 @@ class RunFolder:
         return self.root / "leaderboard.csv"
 
     @property
+    def report(self) -> Path:
+        """The page that people look at."""
+        return self.root / "report.html"
+
+    @property
+    def commands(self) -> Path:
+        """By which commands the run was made: a line each."""
+        return self.root / "commands.jsonl"
+
+    @property
     def ranking(self) -> Path:
         """Every trial and baseline held against the best trial."""
         return self.root / "ranking.json"
@@ -89,15 +121,32 @@ class RunFolder:
         return self.root / "baselines"
 
     @property
+    def confirm(self) -> Path:
+        """One folder a replay, and what they say together."""
+        return self.root / "confirm"
+
+    @property
+    def confirmed(self) -> Path:
+        """A row a replay."""
+        return self.confirm / "confirm.csv"
+
+    def test_predictions(self, trial: str) -> Path:
+        """The mean predictions of a trial's replays on the test fold."""
+        return self.confirm / f"{trial}-test.parquet"
+
+    def out_of_fold_predictions(self, trial: str) -> Path:
+        """The mean predictions of a trial's replays on all folds, each by those that held it out."""
+        return self.confirm / f"{trial}-out_of_fold.parquet"
+
+    @property
+    def test_fold(self) -> Path:
+        """When the test fold was opened, and by whom; absent as long as it was not."""
+        return self.root / "test_fold.json"
+
+    @property
     def phantom(self) -> Path:
         """The synthetic cohort of a run without data."""
         return self.root / "phantom"
-
-    @property
-    def own_shards(self) -> Path | None:
-        """The shards of that cohort; None for a run on data that lie elsewhere."""
-        shards = self.phantom / "shards"
-        return shards if shards.is_dir() else None
 
     def curve(self, config: InputConfig) -> Path:
         """The JSON file of a LR finder's curve; its picture has the same name."""
@@ -114,6 +163,19 @@ class RunFolder:
     def baseline(self, name: str) -> Path:
         """The predictions of one baseline."""
         return self.baselines / f"{name}.parquet"
+
+    def replay(self, name: str) -> Path:
+        """The folder of one replay."""
+        return self.confirm / name
+
+    def write_replay(self, record: ReplayRecord) -> None:
+        """Keep what became of a replay."""
+        write_json(self.replay(record.name) / REPLAY, record.model_dump())
+
+    def replays(self) -> list[ReplayRecord]:
+        """All replays that have ended, by trial, seed and fold."""
+        records = [ReplayRecord.model_validate(read_json(path)) for path in self.confirm.glob(f"*/{REPLAY}")]
+        return sorted(records, key=lambda record: (record.trial, record.seed, record.fold))
 
     def write_record(self, record: TrialRecord) -> None:
         """Show what the search knows of a trial; not waiting for the disk, since the journal knows it, too."""
@@ -134,16 +196,9 @@ class RunFolder:
         return [TrialRecord.model_validate(read_json(path)) for path in paths]
 
 
-def open_run(root: Path) -> RunFolder:
-    """The folder of a run that has begun.
-
-    Raises:
-        ConfigError: it is no run.
-    """
-    folder = RunFolder(root.resolve())
-    if not folder.space.is_file() or not folder.split.is_file():
-        raise ConfigError(f"RUN must be the folder of a run, with its space.yaml and split.json, but {root} is none")
-    return folder
+def replay_name(trial: str, seed: int, fold: int) -> str:
+    """The name of a replay's folder."""
+    return f"{trial}-seed{seed}" + (f"-fold{fold}" if fold else "")
 
 
 def curve_name(config: InputConfig) -> str:
