@@ -3,6 +3,7 @@
 In: a folder, how many trials, and what text they hold. Out: a `RunFolder` as a search leaves it.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ def write_cohort_shards(folder: Path, *, patients: int = 45, names: str = "") ->
     """Shards of small slices from three kinds of scanner; `names` goes in front of the slices' own."""
     rows = make_rows(patients=patients, slices=6, size=SIZE)
     for number, row in enumerate(rows):
-        row.update(_scanner(number // 6), slice=f"{names}{row['slice']}")
+        row.update(_scanner(number // 6), slice=f"{names}{number:04d}")
     write_shards(folder, rows, SIZE)
     return folder
 
@@ -61,6 +62,16 @@ def write_run(root: Path, shards: Path, space: Space, *, reason: str = "diverged
         write_json(folder.curve(config), read_curve(config, lrs.tolist(), losses.tolist(), 60).model_dump())
     _Teller(folder, open_book(root, space), slices, split).tell_all(reason)
     return folder
+
+
+def multiply(folder: RunFolder, trials: int) -> None:
+    """Copies of the run's trials under new names, until it has so many; what is known of their scores too."""
+    known = folder.records()
+    for number in range(len(known), trials):
+        record = known[number % len(known)]
+        copy = record.model_copy(update={"trial": f"{number:04d}", "parent": None})
+        shutil.copytree(folder.trial(record.trial), folder.trial(copy.trial))
+        folder.write_record(copy)
 
 
 class _Teller:

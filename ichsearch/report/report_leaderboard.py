@@ -102,5 +102,5 @@ def _beats(row: dict[Any, Any], is_rule: bool) -> Cell:
 
 def _style(row: dict[Any, Any], is_rule: bool) -> str:
     if is_rule:
-        return "rule"
+        return BASELINE
     return "tied" if row.get("rank") == 1 else ""

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from ichsearch.data.split import RELIABLE_POSITIVE_GROUPS
 from ichsearch.labels import ANY
 from ichsearch.report.bands import BINS, GRID, Calibration, Kind, LabelCurves, precision_recall, roc
 from ichsearch.report.bootstrap import MIN_PATIENTS, RESAMPLES, Interval, resample
@@ -47,6 +48,7 @@ def discrimination(data: RunData) -> Section:
             f"scores in {BINS} bins).",
             *([f"Grey: {data.rival}, the best of the rules that see no image."] if data.rival else []),
             *_undefined(labels, known),
+            *_few(data, known),
         ],
         figures=[figure for label in known for figure in _curve_figures(data, label)],
     )
@@ -57,16 +59,22 @@ def _undefined(labels: Sequence[str], known: Sequence[str]) -> list[str]:
     return [f"Undefined, the validation slices are all of one kind: {', '.join(missing)}."] if missing else []
 
 
+def _few(data: RunData, labels: Sequence[str]) -> list[str]:
+    few = [label for label in labels if curves_of(data, label).positive_patients < RELIABLE_POSITIVE_GROUPS]
+    least = f"fewer than {RELIABLE_POSITIVE_GROUPS} positive patients"
+    return [f"Bands too narrow to be believed, {least}: {', '.join(few)}."] if few else []
+
+
 def _curve_figures(data: RunData, label: str) -> list[Figure]:
     curves, rule = curves_of(data, label), _rule(data, label)
     prevalence = float(curves.positive.mean())
-    found = f"{label}: {int(curves.positive.sum())} of {len(curves.positive)} slices positive"
+    found = f"{label}: {int(curves.positive.sum())} positive slices of {curves.positive_patients} patients"
     axes = ("1 - specificity", "sensitivity"), ("recall", "precision")
     roc_chart = _band_chart(curves, rule, roc, axes[0], chance=(0, 1))
     precision_chart = _band_chart(curves, rule, precision_recall, axes[1], chance=(prevalence, prevalence))
     return [
-        Figure(roc_chart.svg(f"ROC of {found}."), f"ROC, {label}", small=True),
-        Figure(precision_chart.svg(f"Precision over recall of {found}."), f"Precision, {label}", small=True),
+        Figure(roc_chart.svg(f"ROC of {found}."), f"ROC, {found}", small=True),
+        Figure(precision_chart.svg(f"Precision over recall of {found}."), f"Precision, {found}", small=True),
     ]
 
 
