@@ -349,20 +349,60 @@ def run(
     from ichsearch.report.report import drawn_at_the_end
     from ichsearch.report.summary import summarise, summary_text
     from ichsearch.search.run_folder import RunFolder
-    from ichsearch.search.runner import Watchers, run_search
+    from ichsearch.search.runner import run_search
     from ichsearch.search.space_file import find_space, load_space
+    from ichsearch.search.stages import Watchers
 
     given = {"trials": trials, "time": time, "device_hours": device_hours}
     said = [f"{name}={value}" for name, value in given.items() if value is not None]
     loaded = load_space(find_space(space), [*(option or ()), *said])
     target = folder or Path("runs") / loaded.name
     leaderboard = RunFolder(target).leaderboard
-    command = ["ichsearch", *sys.argv[1:]]
+    command = _command()
     printer = RunPrinter(out, err, command, as_json=as_json)
     with printer.ending(leaderboard, loaded.metric):
         with progress(err) as show:
             watchers = Watchers(noting(printer.tell, RunFolder(target), command), show, write_leaderboard, draw_curve)
-            outcome = run_search(loaded, data, target, address=address, extend=extend, watchers=watchers)
+            outcome = run_search(
+                loaded, data, target, address=address, extend=extend, command=command, watchers=watchers
+            )
         printer.say(summary_text(summarise(outcome.folder, outcome.shards)))
         printer.say(drawn_at_the_end(outcome.folder, outcome.shards))
     printer.close(leaderboard, loaded.metric, outcome.standing)
+
+
+def _command() -> list[str]:
+    """What was typed."""
+    return ["ichsearch", *sys.argv[1:]]
+
+
+@app.command()
+def confirm(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    data: Annotated[Path | None, typer.Option(help="The run's shards; not for a run on its own phantom.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="How many of the best; default the space's, or 3.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Fresh seeds of each; default the space's, or 3.")] = None,
+    folds: Annotated[
+        bool | None, typer.Option("--folds/--no-folds", help="Hold out each fold in turn: out-of-fold predictions.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object an event on stdout, lines on stderr.")] = False,
+) -> None:
+    """Train the best trials of a run anew from fresh seeds, then open the test fold for them; noted in the run."""
+    from ichsearch.cli_events import RunPrinter
+    from ichsearch.cli_progress import progress
+    from ichsearch.report.leaderboard import write_leaderboard
+    from ichsearch.report.lr_plot import draw_curve
+    from ichsearch.search.confirm import confirm_run
+    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.stages import Watchers
+
+    given = {"top": top, "seeds": seeds, "folds": folds}
+    options = {name: value for name, value in given.items() if value is not None}
+    printer = RunPrinter(out, err, _command(), as_json=as_json)
+    leaderboard = RunFolder(folder).leaderboard
+    with printer.ending(leaderboard, ""), progress(err) as show:
+        watchers = Watchers(printer.tell, show, write_leaderboard, draw_curve)
+        confirmed = confirm_run(folder, data, options, address=address, command=_command(), watchers=watchers)
+    write_leaderboard(confirmed)
+    say(f"leaderboard: {leaderboard}")

@@ -1,6 +1,7 @@
 """Data moves left to right: every import is held against the rooms of the corridor."""
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ichsearch"
+BENCHMARKS = Path(__file__).parent / "benchmarks"
 ROOMS = ("phantom", "dicom", "shards", "data", "model", "train", "search", "report", "deploy")
 LEAVES = ("", "labels", "errors", "files", "locations", "storage")
 TOP = ("cli", "cli_events", "cli_progress")
@@ -102,6 +104,17 @@ def test_a_library_is_used_only_in_its_rooms(library: str) -> None:
 
 def test_imports_are_hidden_only_in_the_command_line() -> None:
     assert {room(item.importer) for item in ALL if item.inside_function} <= set(TOP)
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_import_what_there_is(path: Path) -> None:
+    """They run on demand: without this a renamed function would be missed only then."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ichsearch"):
+            module = importlib.import_module(node.module or "")
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}".removeprefix("ichsearch.")
+                assert hasattr(module, alias.name) or submodule in MODULES, f"{node.module}.{alias.name}"
 
 
 def test_the_checks_see_the_package() -> None:

@@ -29,10 +29,8 @@ from searches import SPACE, one_by_one, private_ray, results, write_tiny_shards
 from spaces import write_space
 from test_cli import ichsearch
 
-from ichsearch.search.journal import open_storage
+from ichsearch.search.journal import OUTCOME, open_storage
 from ichsearch.search.run_folder import RunFolder
-
-pytestmark = pytest.mark.slow  # real runs, one after the other: minutes
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -97,7 +95,7 @@ parameters: {backbone: test_resnet, batch_size: 8, size: 32, channels: hu, weigh
     good, bad = made.studies()[10]
     assert (good.state, bad.state) == (TrialState.COMPLETE, TrialState.PRUNED)
     assert bad.constraints == {"runs": 1.0}
-    assert bad.user_attrs["reason"] == "diverged"
+    assert bad.user_attrs[OUTCOME]["reason"] == "diverged"
     trained = json.loads((made.root / "trials" / "0001" / "metrics.json").read_text())["epochs"]
     assert len(trained) < 5
 
@@ -112,7 +110,7 @@ def test_a_rung_holds_scores_of_its_own_length_and_its_best_go_on(run: Run) -> N
             assert trial.state == TrialState.COMPLETE
             assert trial.user_attrs["epochs"] == trial.user_attrs["config"]["epochs"] == epochs
             assert trial.value == result_of(run, trial)["score"]
-            assert trial.user_attrs["best_epoch"] == result_of(run, trial)["best_epoch"] <= epochs
+            assert trial.user_attrs[OUTCOME]["best_epoch"] == result_of(run, trial)["best_epoch"] <= epochs
     promoted: list[str] = []
     for number, trial in enumerate(trials):
         if parent := trial.user_attrs["parent"]:

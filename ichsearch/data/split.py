@@ -7,7 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,10 @@ class Split(BaseModel):
         if (folds.groupby(table["stored_hash"]).nunique() > 1).any():
             raise DataError("an image must stand in one fold only, but split.json deals one to two; use another --out")
         return np.asarray(folds, np.int64)
+
+    def holding_out(self, fold: int) -> Self:
+        """The same split, turned so that `fold` is the test fold, and the next one the validation fold."""
+        return self.model_copy(update={"patients": {name: (own - fold) % FOLDS for name, own in self.patients.items()}})
 
 
 def make_split(table: pd.DataFrame, fingerprint: str, seed: int) -> Split:

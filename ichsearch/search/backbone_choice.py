@@ -49,6 +49,9 @@ def settled(content: dict[str, Any]) -> Space:
     patterns: dict[str, list[str]] = {}
     content = _with_choices(content, lambda value: _matching(value, patterns))
     names = _choices(content)
+    for name in names:
+        if isinstance(name, str) and name not in known_backbones():
+            _check(name, 224, 3, "linear")
     content = _with_conditions(content, lambda value: _among(value, names))
     space = Space.model_validate(content)
     left_out = _left_out(space, patterns)
@@ -183,8 +186,6 @@ def _obstacle(space: Space, backbone: str, *, brought: bool) -> str | None:
     Raises:
         SpaceRuleError: a backbone that was not `brought` by a pattern cannot be trained on what the space proposes.
     """
-    if not brought and backbone not in known_backbones():
-        _check(backbone, 224, 3, "linear")
     inputs, reasons = _inputs(space, backbone)
     for size, channels, head in inputs:
         if brought and not fits(backbone, size, channels=channels, head=head):

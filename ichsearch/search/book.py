@@ -16,7 +16,7 @@ from ichsearch.search.budget import Budget, Costs, Left, Step
 from ichsearch.search.combinations import MOST_LISTED, allowed
 from ichsearch.search.drawing import Configuration, Drawn
 from ichsearch.search.history import Entry, History, State
-from ichsearch.search.journal import OUTCOME, Journal, Place
+from ichsearch.search.journal import DRIVEN, OUTCOME, Journal, Place
 from ichsearch.search.keeper import Keeper
 from ichsearch.search.proposals import Proposal, Proposer
 from ichsearch.search.run_folder import RunFolder, TrialRecord
@@ -105,11 +105,10 @@ class Book:
         self._strategy = Strategy(self._history, _proposer(space, self._history), space.rungs(), eta)
         self._trials: dict[str, Started] = {}
         self._since_s: dict[str, float] = {}
-        self._device_s, self._driven_s = 0.0, 0.0
+        self._device_s, self._driven_s = 0.0, self._journal.driven_s()
         self._done: Done = ""
         self._best: tuple[str, float] | None = None
         self._load()
-        self._driven_s = max(self._driven_s, self._journal.driven_s())
         self._interrupted = [name for name, entry in self._history.entries.items() if entry.state == "running"]
         for name in self._history.entries.keys() - set(self._interrupted):
             folder.remove_checkpoint(name)
@@ -122,7 +121,6 @@ class Book:
         for place, trial in sorted(known, key=lambda item: int(item[1].user_attrs["trial"])):
             attributes = trial.user_attrs
             outcome = attributes.get(OUTCOME, attributes)
-            self._driven_s = max(self._driven_s, outcome["driven_s"])
             config = TrialConfig.model_validate(attributes["config"])
             record = _record(attributes, config, trial.state)
             self._trials[record.trial] = Started(record, config, place)
@@ -297,7 +295,7 @@ class Book:
 
     def _driven(self) -> dict[str, float]:
         """How long the run has been driven, for the journal: the next start counts on from there."""
-        return {"driven_s": round(self._spent_s(), 3)}
+        return {DRIVEN: round(self._spent_s(), 3)}
 
     def _spent_s(self) -> float:
         return self._driven_s + time.monotonic() - self._start_s

@@ -3,20 +3,29 @@
 In: facts of a run. Out: text.
 """
 
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
 from ichsearch.data.cache import SliceSet
-from ichsearch.data.split import TEST_FOLD, VALIDATION_FOLD, Split
+from ichsearch.data.split import FOLDS, TEST_FOLD, VALIDATION_FOLD, Split
 from ichsearch.labels import ANY
 from ichsearch.search.book import Standing, Started
 from ichsearch.search.durations import UNITS_S, duration_text
+from ichsearch.search.openings import Opening
 from ichsearch.search.resources import Request
+from ichsearch.search.run_folder import ReplayRecord
+from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
+
+
+def connecting(address: str | None) -> str:
+    """What the first seconds are needed for."""
+    return f"connecting to Ray at {address}" if address else "starting Ray"
 
 
 def opening(space: Space, folder: Path, dashboard: str) -> str:
@@ -161,6 +170,40 @@ def standing_parts(standing: Standing) -> list[str]:
         left_h = max(0.0, standing.device_limit_s - standing.device_s) / UNITS_S["h"]
         parts.append(f"{left_h:.3g} device hours left")
     return parts
+
+
+def confirming(trials: Sequence[str], plan: Confirm, due: int, eta_s: float) -> str:
+    """Which trials are confirmed, and what that takes."""
+    what = f"{_count(len(trials), 'trial')} ({', '.join(trials)}) from {_count(plan.seeds, 'fresh seed')} each"
+    folds = f", each of {FOLDS} folds held out in turn" if plan.folds else ""
+    todo = f"{_count(due, 'replay')}, about {duration_text(eta_s)}" if due else "all replays are done"
+    return f"confirming {what}{folds}: {todo}"
+
+
+def replayed_line(replay: ReplayRecord, result: TrialResult | None, searched: float, metric: str, standing: str) -> str:
+    """How a replay ended, beside what the search saw."""
+    if result is None:
+        return f"replay {replay.name} failed    {replay.reason} · {standing}"
+    seen = "" if replay.fold else f" ({searched:.3f} in the search)"
+    return (
+        f"replay {replay.name} finished  {metric} {result.score:.3f}{seen} in {duration_text(result.seconds)} · "
+        f"{standing}"
+    )
+
+
+def test_fold(openings: Sequence[Opening], *, is_opening: bool) -> str:
+    """That the test fold is opened now, or was before; and what that means."""
+    before = openings[:-1] if is_opening else openings
+    now = f"opening the test fold for {_count(len(openings[-1].trials), 'trial')}, noted in test_fold.json"
+    if not before:
+        return now
+    times = (
+        f"it was opened {_count(len(before), 'time')} before"
+        if is_opening
+        else (f"the test fold was opened {_count(len(before), 'time')}")
+    )
+    warning = f"{times}, first on {before[0].when:%Y-%m-%d}: whoever chooses since then may have looked"
+    return f"{now}\n{warning}" if is_opening else warning
 
 
 def closing(standing: Standing, leaderboard: Path, more: str) -> str:

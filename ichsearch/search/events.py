@@ -4,6 +4,7 @@ In: facts of a run. Out: an `Event`: a line of text, and the JSON object that `i
 
 Each object stands on a line of its own and says in `event` what it is; times are in seconds:
 
+- `connecting`: `address` asked for (null: `RAY_ADDRESS`, else this machine); Ray takes some seconds;
 - `opened`: `run`, `folder`, `trials` and `epochs` as asked for, `dashboard` (address of Ray's; "" without one);
 - `resumed`: `done`, `trials` (an earlier start of this run left so many);
 - `data`: `training`, `validation`, `test`, each with `slices`, `patients`, `positive` (slices with haemorrhage);
@@ -14,6 +15,11 @@ Each object stands on a line of its own and says in `event` what it is; times ar
 - `waiting`: `cpus`, `gpus` (of a trial that no live node could hold: the run waits for one to join);
 - `finished`: `trial`, `metric`, `score`, `best_epoch`, `seconds`, `images_per_s`, and how the run stands;
 - `failed`: `trial`, `reason`, and how the run stands;
+- `confirming`: `trials` (the best, about to be replayed), `seeds`, `folds`, `due` (replays that are missing), `eta_s`;
+- `replayed`: `replay`, `trial`, `seed`, `fold`, `status`, `reason`, `metric`, `score` (null of a failed one), `done`,
+  `total`;
+- `test_fold`: `opening` (it is opened now, and that was noted), `openings` (how many times so far), `first` and `last`
+  (when), `trials` (of the last);
 - `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path), `metric`, and how the run stands
   unless it ended before that was known; `exit_code` is 130 for an interrupted run, `reason` the message of a failure.
 
@@ -23,6 +29,7 @@ A key may be added; none is taken away.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,14 +38,18 @@ from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import Split
 from ichsearch.search import console
 from ichsearch.search.book import Standing, Started
+from ichsearch.search.openings import Opening
 from ichsearch.search.resources import Request
+from ichsearch.search.run_folder import ReplayRecord
+from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
 Kind = Literal[
-    "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "finished", "failed", "done"
-]
+    "connecting", "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "finished", "failed",
+    "confirming", "replayed", "test_fold", "done",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,11 @@ class Event:
         """The event on one line."""
         standing = _facts_of(self.standing) if self.standing else {}
         return json.dumps({"event": self.kind, **self.facts, **standing}, allow_nan=False)
+
+
+def connecting(address: str | None) -> Event:
+    """Ray is started, or connected to."""
+    return Event("connecting", console.connecting(address), {"address": address})
 
 
 def opened(space: Space, folder: Path, dashboard: str) -> Event:
@@ -113,6 +129,29 @@ def ended(trial: Started, result: TrialResult | None, reason: str, standing: Sta
     facts |= {"metric": metric, "score": result.score, "best_epoch": result.best_epoch}
     facts |= {"seconds": result.seconds, "images_per_s": result.images_per_s}
     return Event("finished", line, facts, standing)
+
+
+def confirming(trials: Sequence[str], plan: Confirm, due: int, eta_s: float) -> Event:
+    """The best trials are about to be replayed."""
+    facts = {"trials": list(trials), "seeds": plan.seeds, "folds": plan.folds, "due": due, "eta_s": eta_s}
+    return Event("confirming", console.confirming(trials, plan, due, eta_s), facts)
+
+
+def replayed(
+    replay: ReplayRecord, result: TrialResult | None, searched: float, metric: str, done: int, total: int
+) -> Event:
+    """A replay has ended, of a trial that had the score `searched` in the search."""
+    line = console.replayed_line(replay, result, searched, metric, f"{done} of {total}")
+    facts = {"replay": replay.name, **replay.model_dump(), "metric": metric, "score": result.score if result else None}
+    return Event("replayed", line, {**facts, "done": done, "total": total})
+
+
+def test_fold(openings: Sequence[Opening], *, is_opening: bool) -> Event:
+    """The test fold is opened now, or was before."""
+    first, last = openings[0], openings[-1]
+    facts = {"opening": is_opening, "openings": len(openings), "trials": last.trials}
+    facts |= {"first": first.when.isoformat(), "last": last.when.isoformat()}
+    return Event("test_fold", console.test_fold(openings, is_opening=is_opening), facts)
 
 
 def finished(leaderboard: Path, metric: str, standing: Standing, more: str) -> Event:

@@ -82,8 +82,11 @@ class Journal:
             first.set_user_attr(DRIVEN, round(seconds, 3))
 
     def driven_s(self) -> float:
-        """What was noted last, in seconds."""
-        return max((study.user_attrs.get(DRIVEN, 0.0) for study in self._studies.values()), default=0.0)
+        """What was noted last, here or with a trial's start or end, in seconds."""
+        noted = [study.user_attrs.get(DRIVEN, 0.0) for study in self._studies.values()]
+        starts = [trial.user_attrs.get(DRIVEN, 0.0) for _, trial in self.trials()]
+        ends = [trial.user_attrs.get(OUTCOME, {}).get(DRIVEN, 0.0) for _, trial in self.trials()]
+        return float(max([*noted, *starts, *ends], default=0.0))
 
     def _id(self, place: Place) -> int:
         study_id = self._studies[place.study]._study_id

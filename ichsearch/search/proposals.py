@@ -62,12 +62,16 @@ class Proposer:
 
     def propose(self, number: int) -> Proposal | None:
         """The configuration of trial `number`; None when everything that the space can propose has been tried."""
+        if (listed := self.listed()) is not None or self._is_grid:
+            return listed
+        return self._sampled(number) or self._left_over(number)
+
+    def listed(self) -> Proposal | None:
+        """The next of those that the space asks for: of a grid, or of its first trials."""
         self._look()
         while self._next_listed is not None and self._tried.has(self._next_listed):
             self._next_listed = next(self._listed, None)
-        if self._next_listed is not None:
-            return Proposal(self._next_listed, None)
-        return None if self._is_grid else self._sampled(number) or self._left_over(number)
+        return None if self._next_listed is None else Proposal(self._next_listed, None)
 
     def _look(self) -> None:
         """Know what has started since."""

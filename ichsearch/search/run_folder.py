@@ -6,13 +6,15 @@ In: a folder. Out: paths, trial records.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ichsearch.files import read_json, to_json, write_bytes
+from ichsearch.files import read_json, to_json, write_bytes, write_json
 from ichsearch.train.config import InputConfig
 from ichsearch.train.lineage import CHECKPOINT
+
+REPLAY: Final = "replay.json"
 
 
 class TrialRecord(BaseModel):
@@ -29,6 +31,27 @@ class TrialRecord(BaseModel):
     weights: str
     epochs: int
     parent: str | None = None
+
+
+class ReplayRecord(BaseModel):
+    """What became of one replay of a trial: `confirm/<name>/replay.json`; its curves and scores stand beside it.
+
+    Attributes:
+        fold: the one that was held out; 0 is the run's test fold.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trial: str
+    seed: int
+    fold: int
+    status: Literal["finished", "failed"]
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return replay_name(self.trial, self.seed, self.fold)
 
 
 @dataclass(frozen=True)
@@ -98,6 +121,29 @@ class RunFolder:
         return self.root / "baselines"
 
     @property
+    def confirm(self) -> Path:
+        """One folder a replay, and what they say together."""
+        return self.root / "confirm"
+
+    @property
+    def confirmed(self) -> Path:
+        """A row a replay."""
+        return self.confirm / "confirm.csv"
+
+    def test_predictions(self, trial: str) -> Path:
+        """The mean predictions of a trial's replays on the test fold."""
+        return self.confirm / f"{trial}-test.parquet"
+
+    def out_of_fold_predictions(self, trial: str) -> Path:
+        """The mean predictions of a trial's replays on all folds, each by those that held it out."""
+        return self.confirm / f"{trial}-out_of_fold.parquet"
+
+    @property
+    def test_fold(self) -> Path:
+        """When the test fold was opened, and by whom; absent as long as it was not."""
+        return self.root / "test_fold.json"
+
+    @property
     def phantom(self) -> Path:
         """The synthetic cohort of a run without data."""
         return self.root / "phantom"
@@ -118,6 +164,19 @@ class RunFolder:
         """The predictions of one baseline."""
         return self.baselines / f"{name}.parquet"
 
+    def replay(self, name: str) -> Path:
+        """The folder of one replay."""
+        return self.confirm / name
+
+    def write_replay(self, record: ReplayRecord) -> None:
+        """Keep what became of a replay."""
+        write_json(self.replay(record.name) / REPLAY, record.model_dump())
+
+    def replays(self) -> list[ReplayRecord]:
+        """All replays that have ended, by trial, seed and fold."""
+        records = [ReplayRecord.model_validate(read_json(path)) for path in self.confirm.glob(f"*/{REPLAY}")]
+        return sorted(records, key=lambda record: (record.trial, record.seed, record.fold))
+
     def write_record(self, record: TrialRecord) -> None:
         """Show what the search knows of a trial; not waiting for the disk, since the journal knows it, too."""
         write_bytes(self.trial(record.trial) / "trial.json", to_json(record.model_dump()), durable=False)
@@ -135,6 +194,11 @@ class RunFolder:
         """All trials of the run, in the order of their ids."""
         paths = sorted(self.trials.glob("*/trial.json"), key=lambda path: (len(path.parent.name), path.parent.name))
         return [TrialRecord.model_validate(read_json(path)) for path in paths]
+
+
+def replay_name(trial: str, seed: int, fold: int) -> str:
+    """The name of a replay's folder."""
+    return f"{trial}-seed{seed}" + (f"-fold{fold}" if fold else "")
 
 
 def curve_name(config: InputConfig) -> str:

@@ -5,60 +5,47 @@ In: a space, data, a run folder, and what to call when something happens. Out: t
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.split import VALIDATION_FOLD, Split, make_split, open_split
 from ichsearch.errors import ConfigError, NoTrialFinishedError, StorageError
-from ichsearch.files import read_json
-from ichsearch.model.weights import obtain_weights
 from ichsearch.search import events
 from ichsearch.search.book import Book, Standing
+from ichsearch.search.confirm import confirm
 from ichsearch.search.default_data import phantom_shards
-from ichsearch.search.events import Event
+from ichsearch.search.durations import duration_text
 from ichsearch.search.execution import Execution, run_trials
-from ichsearch.search.journal import open_storage
+from ichsearch.search.journal import Journal, open_storage
 from ichsearch.search.lease import Lease, lease
+from ichsearch.search.openings import read_openings
 from ichsearch.search.resolved import differences, save_space
 from ichsearch.search.resources import (
-    Request,
     Requests,
-    as_ray_options,
     live_nodes,
-    slots,
     trial_request,
     trial_requests,
 )
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
-from ichsearch.search.worker import Assignment, find_curve, gpu_memory_mb, trainable, warm_cache
-from ichsearch.shards.preprocess import Progress
-from ichsearch.shards.ray_session import fan_out, ray_session
-from ichsearch.train.config import InputConfig, TrialConfig
-from ichsearch.train.lr_finder import LrCurve
-
-Curves = dict[InputConfig, LrCurve]
+from ichsearch.search.stages import (
+    Curves,
+    Watchers,
+    assignment_of,
+    lr_stage,
+    seen_mb,
+    start_weights,
+    warm_nodes,
+)
+from ichsearch.search.worker import Assignment, trainable
+from ichsearch.shards.ray_session import ray_session
+from ichsearch.train.config import TrialConfig
 
 FIXED: Final = ("name", "task", "metric", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom")
 """What stays as it was for the whole life of a run: what is there depends on it, or would not be comparable."""
-
-
-@dataclass(frozen=True)
-class Watchers:
-    """What a run calls: events, progress of long stages, and writers of the room to the right."""
-
-    tell: Callable[[Event], None]
-    progress: Progress
-    write_leaderboard: Callable[[RunFolder], None]
-    draw_curve: Callable[[LrCurve, Path], None]
 
 
 class Outcome(NamedTuple):
@@ -70,9 +57,18 @@ class Outcome(NamedTuple):
 
 
 def run_search(
-    space: Space, data: Path | None, out: Path, *, address: str | None, extend: bool, watchers: Watchers
+    space: Space,
+    data: Path | None,
+    out: Path,
+    *,
+    address: str | None,
+    extend: bool,
+    command: Sequence[str],
+    watchers: Watchers,
 ) -> Outcome:
     """Run, or go on with, the search of `space` in `out`, until it has its trials or its budget is spent.
+
+    Then confirm the best trials, if the space says so; `command` is what was typed, for the record of that.
 
     Raises:
         DataError: the data cannot be read or split.
@@ -86,25 +82,40 @@ def run_search(
     _refuse_foreign(folder, space, extend=extend)
     _refuse_unusable(data, space, folder)
     began_s = time.monotonic()
-    with lease(folder.root) as held, ray_session(address) as dashboard:
-        if not folder.space.is_file():  # before the first long stage; an extended one is kept when it has proved usable
-            save_space(space, folder.space)
-        watchers.tell(events.opened(space, folder.root, dashboard))
-        shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
-        slices = open_slices(shards, space.sizes()[0])
-        split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
-        watchers.tell(events.data(slices, split))
-        whole = trial_request(space.resources, live_nodes())
-        origins, assignment = _prepare(space, folder, shards, whole, watchers)
-        memory_mb = _warm_nodes(space, shards, whole)
-        held.check()
-        save_space(space, folder.space)
-        curves = _lr_stage(space, assignment, whole, watchers)
-        requests = trial_requests(space.resources, live_nodes(), _seen_mb(curves), memory_mb)
-        book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
-        _run_trials(space, book, assignment, requests, watchers)
-    _require_a_result(folder, book.standing())
-    return Outcome(folder, shards, book.standing())
+    with lease(folder.root) as held:
+        _refuse_spent(space, folder)
+        watchers.tell(events.connecting(address))
+        with ray_session(address) as dashboard:
+            if not folder.space.is_file():  # before the first long stage; an extended one is kept when it proved usable
+                save_space(space, folder.space)
+            watchers.tell(events.opened(space, folder.root, dashboard))
+            if openings := read_openings(folder):
+                watchers.tell(events.test_fold(openings, is_opening=False))
+            shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
+            standing = _search(space, shards, folder, held, began_s, watchers)
+            _require_a_result(folder, standing)
+            if space.confirm:
+                confirm(space, folder, shards, space.confirm, held=held, command=command, watchers=watchers)
+    return Outcome(folder, shards, standing)
+
+
+def _search(space: Space, shards: Path, folder: RunFolder, held: Lease, began_s: float, watchers: Watchers) -> Standing:
+    slices = open_slices(shards, space.sizes()[0])
+    split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
+    watchers.tell(events.data(slices, split))
+    whole = trial_request(space.resources, live_nodes())
+    weights = start_weights(space, folder, space.backbones())
+    origins = {name: start.origin for name, start in weights.items()}
+    watchers.tell(events.weights(origins))
+    assignment = assignment_of(space, folder, shards, whole, weights)
+    memory_mb = warm_nodes(space.sizes(), shards, whole)
+    held.check()
+    save_space(space, folder.space)
+    curves = lr_stage(space, assignment, whole, watchers)
+    requests = trial_requests(space.resources, live_nodes(), seen_mb(curves), memory_mb)
+    book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
+    _run_trials(space, book, assignment, requests, watchers)
+    return book.standing()
 
 
 def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
@@ -120,6 +131,18 @@ def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
     if fixed or (found and not extend and folder.journal.is_file()):
         hint = "give another --out" if fixed else "add --extend to go on with the change, or give another --out"
         raise ConfigError("\n  ".join([f"{folder.root} holds another run; {hint}:", *map(str, found)]))
+
+
+def _refuse_spent(space: Space, folder: RunFolder) -> None:
+    """Stop before any stage when the budget of time was changed to what the run has spent already."""
+    if space.time_s is None or not folder.journal.is_file() or load_space(folder.space).time_s == space.time_s:
+        return
+    spent_s = Journal(open_storage(folder.journal), space.name, "minimize").driven_s()
+    if spent_s >= space.time_s:
+        raise ConfigError(
+            f"time counts over all starts of a run, and {duration_text(spent_s)} of {duration_text(space.time_s)} are "
+            "spent; give more with --time"
+        )
 
 
 def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None:
@@ -138,67 +161,8 @@ def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None
         make_split(slices.table, slices.fingerprint, space.split_seed)
 
 
-def _prepare(
-    space: Space, folder: RunFolder, shards: Path, whole: Request, watchers: Watchers
-) -> tuple[dict[str, str], Assignment]:
-    """Fetch the start weights; where they come from, and what workers must know."""
-    source = Path(space.weights_folder) if space.weights_folder else None
-    weights = {
-        name: obtain_weights(name, space.pretrained, folder.weights, source, space.sizes())
-        for name in space.backbones()
-    }
-    origins = {name: start.origin for name, start in weights.items()}
-    watchers.tell(events.weights(origins))
-    paths = {name: start.path for name, start in weights.items()}
-    limit_s = inf if space.trial_limit_s is None else space.trial_limit_s
-    return origins, Assignment(shards, folder, paths, int(whole["CPU"]), space.lr_finder.steps, limit_s)
-
-
-def _warm_nodes(space: Space, shards: Path, whole: Request) -> float | None:
-    """Decode the slices on every node that can run a trial; memory of the smallest GPU, in 1e6 bytes."""
-    memory_mb: list[float] = []
-    for node in ray.nodes():
-        if node["Alive"] and slots(node["Resources"], whole):
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            list(fan_out(warm_cache, space.sizes(), shards, scheduling_strategy=here))
-            gpus = range(int(node["Resources"].get("GPU", 0.0)))
-            memory_mb += [size for size in fan_out(gpu_memory_mb, gpus, scheduling_strategy=here) if size]
-    return min(memory_mb, default=None)
-
-
-def _seen_mb(curves: Curves) -> dict[str, float]:
-    """The most GPU memory that the LR finder saw each backbone take; one that it failed with gets none."""
-    seen: dict[str, float] = {}
-    for config, curve in curves.items():
-        seen[config.backbone] = max(seen.get(config.backbone, 0.0), inf if curve.memory_mb is None else curve.memory_mb)
-    return seen
-
-
 def _train_slices(slices: SliceSet, split: Split) -> int:
     return int((split.fold_of(slices.table) > VALIDATION_FOLD).sum())
-
-
-def _lr_stage(space: Space, assignment: Assignment, whole: Request, watchers: Watchers) -> Curves:
-    """The LR finder's curve of every configuration that needs one; those of an earlier start are kept."""
-    configs = space.input_configs()
-    curves = {config: curve for config in configs if (curve := _known_curve(config, assignment))}
-    missing = [config for config in configs if config not in curves]
-    if missing:
-        watchers.tell(events.lr_stage(len(missing)))
-    for curve in fan_out(find_curve, missing, assignment, **as_ray_options(whole)):
-        curves[curve.config] = curve
-        watchers.draw_curve(curve, assignment.folder.curve(curve.config).with_suffix(".png"))
-        watchers.tell(events.lr(curve))
-    return curves
-
-
-def _known_curve(config: InputConfig, assignment: Assignment) -> LrCurve | None:
-    """The curve of an earlier start, unless it failed, or the model starts from other weights now."""
-    path = assignment.folder.curve(config)
-    curve = LrCurve.model_validate(read_json(path)) if path.is_file() else None
-    if curve is None or curve.failure or curve.config != config:
-        return None
-    return curve if curve.pretrained == (assignment.weights[config.backbone] is not None) else None
 
 
 def _open_book(

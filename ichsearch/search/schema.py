@@ -10,7 +10,7 @@ from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
 
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
-SECTIONS: Final = ("Constraints", "Keep", "LrFinder", "PhantomCohort", "Promotion", "Resources")
+SECTIONS: Final = ("Confirm", "Constraints", "Keep", "LrFinder", "PhantomCohort", "Promotion", "Resources")
 
 RANGE: Final = ("log", "step")
 

@@ -15,7 +15,7 @@ from ichsearch.search.book import Book, Started
 from ichsearch.search.resources import Node, Request, Requests, has_room, slots
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import explain_hang, has_hung
-from ichsearch.search.worker import BUSY, DISK_FULL, NO_ROOM, TIMED_OUT
+from ichsearch.search.worker import BUSY, CRASHED, DISK_FULL, NO_ROOM, TIMED_OUT
 from ichsearch.train.trial import TrialResult, read_result
 
 OnStart = Callable[[Started], None]
@@ -26,7 +26,6 @@ NODES_EVERY_S: Final = 1.0
 """How often the cluster is looked at while it is full."""
 LONG_WAIT_S: Final = 60.0
 """For a node that could hold a trial: a cluster that scales by itself may take as long."""
-CRASHED: Final = "crashed"
 LOW_ON_MEMORY: Final = "running low on memory"
 """What Ray says when its memory monitor has killed a worker of a host that runs out."""
 NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.]+")

@@ -66,6 +66,14 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+class Confirm(Section):
+    """How the best trials are confirmed: trained anew from fresh seeds, and scored on the test fold."""
+
+    top: int = Field(3, ge=1, le=1000, description="how many configurations, the best of the run")
+    seeds: int = Field(3, ge=1, le=100, description="fresh seeds, from each of which a trial's whole chain is replayed")
+    folds: bool = Field(False, description="also with each of the other folds held out, for out-of-fold predictions")
+
+
 class Constraints(Section):
     """What no configuration may be."""
 

@@ -29,6 +29,7 @@ from ichsearch.search.parameters import (
 from ichsearch.search.promotion import rungs_of
 from ichsearch.search.rules import Location, SpaceRuleError, nearest
 from ichsearch.search.sections import (
+    Confirm,
     Constraints,
     FirstTrial,
     Keep,
@@ -71,6 +72,7 @@ class Space(Section):
     lr_finder: LrFinder = LrFinder()
     phantom: PhantomCohort = PhantomCohort()
     constraints: Constraints = Constraints()
+    confirm: Confirm | None = Field(None, description="confirm the best trials when the run has ended; null: do not")
     first_trials: list[FirstTrial] = Field([], description="configurations tried first; what they leave out is drawn")
     parameters: dict[str, Parameter]
 

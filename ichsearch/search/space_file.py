@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -39,6 +39,9 @@ REMEDIES: Final = BOUNDS | {
     "too_long": "write two values: [low, high]",
     "too_short": "write at least one",
 }
+
+SHORT_FORM: Final = 0.45
+"""How alike a value and the one that was meant may be at least: `auc` means `auroc_any`."""
 
 
 def find_space(name: str) -> Path:
@@ -141,10 +144,12 @@ def _shown(value: Any) -> str:
 def _remedy(items: list[Any], value: Any) -> str:
     if value is None:
         return "give a value, or remove the key"
+    if items[0]["type"] == "domain" and isinstance(value, dict):
+        return next((nearest(key, KINDS) for key in value if difflib.get_close_matches(str(key), KINDS)), "correct it")
     literal = next((item for item in items if item["type"] == "literal_error"), None)
     if literal is not None and len(items) == 1:
         known = [word.strip("' ") for word in literal["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        near = difflib.get_close_matches(str(value), known, n=1)
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=SHORT_FORM)
         return f"did you mean {near[0]}?" if near else "choose one of them"
     return REMEDIES.get(items[0]["type"], "correct it")
 
@@ -181,5 +186,6 @@ def _known_keys(where: Location) -> list[str]:
         return [*KINDS, "log", "step", "when", "if"]
     if len(where) == 1:
         return KEYS
-    section = Space.model_fields[str(where[0])].annotation
-    return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
+    kind = Space.model_fields[str(where[0])].annotation
+    sections = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, BaseModel)]
+    return [key for section in sections for key in section.model_fields]

@@ -42,7 +42,7 @@ class Strategy:
         self._history, self._proposer, self._rungs, self._eta = history, proposer, tuple(rungs), eta
 
     def next(self, number: int, room: Room) -> Decision:
-        """What trial `number` is: a promotion that is due, or else a new configuration.
+        """What trial `number` is: one that the space asks for, or else a promotion that is due, or a new configuration.
 
         A search must not end without a trial of full length: the last of a budget belongs to the leader. And what is
         left when a new configuration could no longer climb to the top goes to the best of those that are there.
@@ -53,6 +53,9 @@ class Strategy:
         if 0 < missing < len(self._rungs) and (room.trials <= missing or not self._room_to_explore(room)):
             climbing = any(self._history.running(epochs) for epochs in self._rungs[-missing - 1 : -1])
             return "wait" if climbing else self._next_climb(room) or "no_room"
+        listed = self._proposer.listed()
+        if listed is not None and room.has(listed.configuration, [(0, self._rungs[0])]):
+            return listed
         return self._due(room) or self._new(number, room)
 
     def _due(self, room: Room) -> Promotion | None:

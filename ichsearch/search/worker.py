@@ -31,6 +31,7 @@ NO_ROOM: Final = "disk full"
 BUSY: Final = "folder busy"
 """Likewise: the worker of a dead driver, or one that Ray has given up, is still at work on the trial."""
 TIMED_OUT: Final = "timed_out"
+CRASHED: Final = "crashed"
 
 
 class Assignment(NamedTuple):
@@ -88,18 +89,27 @@ def trainable(assignment: Assignment) -> Callable[[dict[str, Any]], None]:
 
 
 def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
-    """Run a trial; its score, or the reason why it has none.
+    """Run a trial of the search; its score, or the reason why it has none.
 
     Raises:
         Exception: what Ray Tune takes for a crash, and has tried again.
     """
     folder = assignment.folder.trial(job["trial"])
+    return attempt(folder, assignment, lambda: _run(job, assignment, folder))
+
+
+def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]) -> dict[str, Any]:
+    """Run a trial in its folder under its watchdog; its score, or the reason why it has none.
+
+    Raises:
+        Exception: a crash, which `error.txt` tells.
+    """
     if has_hung(folder):
         return {"reason": TIMED_OUT}
     hangs_s = hangs_after_s(assignment.limit_s, assignment.least_grace_s)
     try:
         with ended_when_hung(folder, hangs_s):
-            result = _run(job, assignment, folder)
+            result = run()
     except TrialFailedError as error:
         _keep_error(folder / "error.txt", error)
         return {"reason": error.reason}

@@ -18,7 +18,6 @@ from ichsearch.data.batches import Batches
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.split import Split
 from ichsearch.files import write_json
-from ichsearch.labels import LABELS
 from ichsearch.model.backbones import parameters_m
 from ichsearch.model.groups import freeze_body, unfreeze
 from ichsearch.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -28,6 +27,7 @@ from ichsearch.train.lineage import CHECKPOINT, METRICS, STATE, Start
 from ichsearch.train.memory import MicroBatch
 from ichsearch.train.metrics import FloatArray, Scores, better, score
 from ichsearch.train.optimizer import set_step
+from ichsearch.train.predictions import truth_of
 from ichsearch.train.schedule import Step, phase_of, phases, step_at
 from ichsearch.train.setup import make_training, parts_of
 from ichsearch.train.steps import predict
@@ -75,7 +75,7 @@ class Trainer:
         # Before the training: that finds out how large a batch fits into what is left of a GPU's memory.
         self._validation = Batches(slices, parts.validation, config.recipe, device)
         self.validation_rows = parts.validation
-        self.truth = slices.labels[parts.validation][:, [LABELS.index(name) for name in config.labels]]
+        self.truth = truth_of(slices, parts.validation, config.labels)
         self._patients = slices.table["patient"].to_numpy(np.str_)[parts.validation]
         self._training = make_training(config, slices, parts.train, weights, device)
         self._evaluated = MicroBatch(2 * self._training.stepper.micro.size)  # nothing is kept for a backward pass

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import pandas as pd
 import torch
 
 from ichsearch.data.cache import SliceSet
@@ -39,6 +37,7 @@ from ichsearch.train.lineage import (
     lineage_of,
 )
 from ichsearch.train.metrics import Scores
+from ichsearch.train.predictions import prediction_table
 from ichsearch.train.setup import pick_device
 from ichsearch.train.trainer import EpochCallback, Trainer
 
@@ -183,7 +182,8 @@ def read_result(folder: Path) -> TrialResult | None:
 
 def _finish(trainer: Trainer, start: Start, slices: SliceSet, folder: Path, device: torch.device) -> TrialResult:
     with written_aside(folder / PREDICTIONS) as aside:
-        _predictions(trainer, start.config, slices).to_parquet(aside, index=False)
+        table = prediction_table(slices, trainer.validation_rows, start.config.labels, trainer.best.probabilities)
+        table.to_parquet(aside, index=False)
     with written_aside(folder / WEIGHTS) as aside:
         save_weights(aside, trainer.best.weights)
     trainer.keep_state()
@@ -208,13 +208,3 @@ def _result(trainer: Trainer, start: Start, device: torch.device) -> TrialResult
         restarted=start.restarted,
         memory_mb=torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None,
     )
-
-
-def _predictions(trainer: Trainer, config: TrialConfig, slices: SliceSet) -> pd.DataFrame:
-    """A row a validation slice: its slice, its patient, and truth and probability of each label."""
-    table = slices.table.iloc[trainer.validation_rows]
-    frame = pd.DataFrame({"slice": table["slice"].to_numpy(), "patient": table["patient"].to_numpy()})
-    for column, label in enumerate(config.labels):
-        frame[f"label_{label}"] = trainer.truth[:, column].astype(np.int8)
-        frame[f"probability_{label}"] = trainer.best.probabilities[:, column].astype(np.float32)
-    return frame

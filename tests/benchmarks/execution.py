@@ -34,7 +34,7 @@ from spaces import write_space
 from ichsearch.report.leaderboard import write_leaderboard
 from ichsearch.search.book import Book, Standing, Started
 from ichsearch.search.execution import Execution, run_trials
-from ichsearch.search.journal import open_journal
+from ichsearch.search.journal import Place, open_storage
 from ichsearch.search.resources import Requests
 from ichsearch.search.run_folder import RunFolder, TrialRecord
 from ichsearch.search.space_file import load_space
@@ -106,14 +106,21 @@ class _MemoryBook:
             config=config.model_dump(),
             lr_suggestion=None,
             weights="scratch",
+            epochs=1,
         )
-        return Started(record, config, "study", self._handed_out)
+        return Started(record, config, Place("study", self._handed_out))
 
     def tell_finished(self, started: Started, result: TrialResult) -> None:  # noqa: ARG002
         self._ended += 1
 
     def tell_failed(self, started: Started, reason: str) -> None:
         raise AssertionError(f"{started.record.trial}: {reason}")
+
+    def is_out_of_time(self) -> bool:
+        return False
+
+    def keep_time(self) -> None:
+        pass
 
     def standing(self) -> Standing:
         running = self._handed_out - self._ended
@@ -125,7 +132,7 @@ def _real_book(folder: RunFolder, trials: int) -> Book:
     return Book(
         space,
         folder,
-        open_journal(folder.journal),
+        open_storage(folder.journal),
         suggest_lr=lambda config: 0.01,
         weights_of={"test_resnet": "scratch"},
     )

@@ -1,0 +1,133 @@
+"""A trial trained anew from a fresh seed, with the whole chain of parents that it went on from; runs on a node.
+
+In: a `Replay`, paths. Out: trial folders below `confirm/`, and the scores of the held-out fold.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from ichsearch.data.cache import open_slices
+from ichsearch.data.split import Split
+from ichsearch.files import read_json
+from ichsearch.search.run_folder import REPLAY, ReplayRecord, RunFolder, replay_name
+from ichsearch.search.watchdog import explain_hang, has_hung
+from ichsearch.search.worker import CHECKPOINT_EVERY_S, CRASHED, TIMED_OUT, Assignment, attempt
+from ichsearch.train.config import TrialConfig
+from ichsearch.train.held_out import score_held_out
+from ichsearch.train.lineage import STATE, WEIGHTS
+from ichsearch.train.trial import TrialResult, read_result, run_trial
+
+
+class Link(NamedTuple):
+    """One trial of a chain: each but the first goes on from the one before it."""
+
+    trial: str
+    config: TrialConfig
+
+
+class Replay(NamedTuple):
+    """A trial's chain, to be trained from one seed with one fold held out."""
+
+    chain: tuple[Link, ...]
+    seed: int
+    fold: int = 0
+
+    @property
+    def trial(self) -> str:
+        """The trial that is replayed."""
+        return self.chain[-1].trial
+
+    @property
+    def config(self) -> TrialConfig:
+        """Its configuration."""
+        return self.chain[-1].config
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.name_of(self.chain[-1])
+
+    def name_of(self, link: Link) -> str:
+        """The folder's name of a trial of its chain."""
+        return replay_name(link.trial, self.seed, self.fold)
+
+
+def chain_of(folder: RunFolder, trial: str) -> tuple[Link, ...]:
+    """A finished trial and the parents whose epochs it was spared, the first one first."""
+    record, result = folder.record(trial), read_result(folder.trial(trial))
+    assert record is not None, "a chain has records"
+    assert result is not None, "only what has finished is gone on with"
+    config = TrialConfig.model_validate(record.config)
+    if result.restarted or not config.epochs_before or record.parent is None:
+        return (Link(trial, config.model_copy(update={"epochs_before": 0})),)
+    return (*chain_of(folder, record.parent), Link(trial, config))
+
+
+def run_replay(replay: Replay, assignment: Assignment, retries: int) -> tuple[Replay, ReplayRecord]:
+    """Train what is missing of a replay; what became of it.
+
+    A crash is tried again `retries` times, each time from the newest checkpoint.
+    """
+    torch.set_num_threads(assignment.threads)
+    reason, parent = "", None
+    for link in replay.chain:
+        place = assignment.folder.replay(replay.name_of(link))
+        reason = _trained(replay, link, parent, place, assignment, retries)
+        if reason:
+            break
+        if parent:
+            _remove_weights(parent)
+        parent = place
+    status: Literal["finished", "failed"] = "failed" if reason else "finished"
+    return replay, ReplayRecord(trial=replay.trial, seed=replay.seed, fold=replay.fold, status=status, reason=reason)
+
+
+def _trained(replay: Replay, link: Link, parent: Path | None, place: Path, assignment: Assignment, retries: int) -> str:
+    """Train one trial of the chain; the reason why it has no score, "" if it has one."""
+    if has_hung(place):
+        explain_hang(place)
+        return TIMED_OUT
+    for left in reversed(range(1 + retries)):
+        try:
+            return str(attempt(place, assignment, lambda: _run(replay, link, parent, place, assignment))["reason"])
+        except Exception:  # noqa: BLE001 - whatever a trial dies of; `error.txt` tells
+            if not left:
+                return CRASHED
+    raise AssertionError("the last attempt returns")
+
+
+def _run(replay: Replay, link: Link, parent: Path | None, place: Path, assignment: Assignment) -> TrialResult:
+    config = link.config.model_copy(update={"seed": replay.seed})
+    return run_trial(
+        config,
+        open_slices(assignment.shards, config.size),
+        _split(assignment.folder, replay.fold),
+        place,
+        weights=assignment.weights[config.backbone],
+        parent=parent,
+        checkpoint_every_s=CHECKPOINT_EVERY_S,
+        limit_s=assignment.limit_s,
+    )
+
+
+def _split(folder: RunFolder, fold: int) -> Split:
+    return Split.model_validate(read_json(folder.split)).holding_out(fold)
+
+
+def _remove_weights(place: Path) -> None:
+    """Free the room of what has been gone on from, unless it is a replay in its own right."""
+    if (place / REPLAY).is_file():
+        return
+    (place / WEIGHTS).unlink(missing_ok=True)
+    shutil.rmtree(place / STATE, ignore_errors=True)
+
+
+def score_replay(replay: Replay, assignment: Assignment) -> Replay:
+    """Score a finished replay on the fold that it held out."""
+    torch.set_num_threads(assignment.threads)
+    slices = open_slices(assignment.shards, replay.config.size)
+    score_held_out(assignment.folder.replay(replay.name), slices, _split(assignment.folder, replay.fold))
+    return replay
