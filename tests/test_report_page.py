@@ -17,6 +17,7 @@ from ichsearch.report import bootstrap
 from ichsearch.report.page import Row, Section
 from ichsearch.report.provenance import note_command, noting, read_commands
 from ichsearch.report.report import SECTIONS, drawn_at_the_end, policy, shards_of, write_report
+from ichsearch.report.report_confirm import confirmation
 from ichsearch.report.report_facts import failures, provenance
 from ichsearch.report.report_images import errors, predictions
 from ichsearch.report.report_leaderboard import leaderboard
@@ -26,7 +27,8 @@ from ichsearch.report.report_training import _points, learning_curves, learning_
 from ichsearch.report.run_data import RunData
 from ichsearch.report.summary import summarise
 from ichsearch.search.events import Event
-from ichsearch.search.run_folder import RunFolder
+from ichsearch.search.openings import note_opening
+from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.train.lineage import WEIGHTS
 
 TRIALS = 24
@@ -152,6 +154,33 @@ def test_the_leaderboard_lists_what_has_a_score_with_its_interval(data: RunData)
     assert all(row_of(section, rule).style == "baseline" and not row_of(section, rule).trial for rule in rules)
     by_name = data.leaderboard.set_index("trial")
     assert [row[5] for row in cells(section)] == [f"{by_name.loc[name, 'difference']:+.3f}" for name in names]
+
+
+def test_what_was_not_confirmed_says_how_to(data: RunData) -> None:
+    assert "Not confirmed yet: the best score is the luckiest of 22" in confirmation(data).notes[0]
+
+
+def test_replays_and_the_test_fold_stand_beside_the_search(copy: RunFolder, shards: Path) -> None:
+    data = RunData(copy, shards)
+    best, other = data.ranked[0], data.ranked[1]
+    for seed, source in ((1, best), (2, other)):
+        record = ReplayRecord(trial=best.name, seed=seed, fold=0, status="finished")
+        shutil.copytree(copy.trial(source.name), copy.replay(record.name))
+        copy.write_replay(record)
+    copy.write_replay(ReplayRecord(trial=best.name, seed=3, fold=0, status="failed", reason="crashed"))
+    shutil.copy(copy.trial(other.name) / "predictions.parquet", copy.test_predictions(best.name))
+    note_opening(copy, ["ichsearch", "confirm", "run"], [best.name])
+
+    section = confirmation(RunData(copy, shards))
+
+    (row,) = cells(section)
+    scores = [best.result.score, other.result.score]
+    expected = [f"{best.result.score:.3f}", "2", f"{np.mean(scores):.3f}", f"{np.std(scores, ddof=1):.3f}"]
+    assert row[2:6] == expected
+    assert row[6].startswith(f"{other.result.score:.3f} [")
+    assert row[7] == "–"
+    assert f"by `ichsearch confirm run`, for trials {best.name}." in section.notes[0]
+    assert section.notes[1].startswith("Replays that failed: 1;")
 
 
 def test_the_rungs_tell_how_many_trials_were_promoted(data: RunData) -> None:
@@ -290,9 +319,10 @@ def test_a_command_is_kept_once_a_run_has_begun(tmp_path: Path) -> None:
     tell(Event("data", "", {}))
     assert read_commands(folder) == []
     tell(Event("opened", "", {}))
-    tell(Event("opened", "", {}))
-    assert [entry["command"] for entry in read_commands(folder)] == ["ichsearch run"] * 2
-    assert len(told) == 3
+    tell(Event("confirming", "", {}))  # a run that confirms its best is one command
+    noting(told.append, folder, ["ichsearch", "confirm"])(Event("confirming", "", {}))
+    assert [entry["command"] for entry in read_commands(folder)] == ["ichsearch run", "ichsearch confirm"]
+    assert len(told) == 4
 
 
 def test_shards_are_those_that_the_run_is_on(folder: RunFolder, shards: Path, tmp_path: Path) -> None:
