@@ -310,6 +310,38 @@ def schema(
 
 
 @app.command()
+def leaderboard(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The run's folder of shards, for baselines that it has not got yet.")
+    ] = None,
+    pareto: Annotated[
+        str | None, typer.Option(help="Only trials that no other one beats in all of these columns: log_loss,seconds.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the summary and the rows.")] = False,
+) -> None:
+    """Show what a run has found: intervals over patients, who cannot be told from the best, who beats the baselines."""
+    from ichsearch.files import to_json
+    from ichsearch.report.leaderboard import read_leaderboard
+    from ichsearch.report.leaderboard_table import as_objects, as_table
+    from ichsearch.report.pareto import pareto_front
+    from ichsearch.report.report import shards_of
+    from ichsearch.report.summary import summarise, summary_as_json, summary_text
+    from ichsearch.search.run_folder import RunFolder
+
+    folder = RunFolder(run_folder.resolve())
+    summary = summarise(folder, shards_of(folder, data))
+    board, columns = read_leaderboard(folder), pareto.split(",") if pareto else []
+    if pareto:
+        board = board[pareto_front(board, columns)]
+    if as_json:
+        sys.stdout.write(to_json({"summary": summary_as_json(summary), "rows": as_objects(board)}).decode())
+        return
+    Console(width=250).print(as_table(board, columns))  # so that lines may wrap, but cells do not
+    say(summary_text(summary))
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     data: Annotated[Path | None, typer.Option(help="The run's folder of shards, for what shows slices.")] = None,

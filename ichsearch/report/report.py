@@ -81,7 +81,7 @@ def shards_of(folder: RunFolder, data: Path | None) -> Path | None:
         DataError: no shards are there.
     """
     if not (folder.space.is_file() and folder.split.is_file()):
-        raise ConfigError(f"a report needs the folder of a run that has begun, but {folder.root} is none; name another")
+        raise ConfigError(f"RUN must be the folder of a run that has begun, but {folder.root} is none; name another")
     phantom = folder.phantom / SHARDS
     shards = data or (phantom if phantom.is_dir() else None)
     if shards is None:

@@ -4,7 +4,7 @@ In: a run folder and its shards. Out: the run ranked, its leaderboard, `summary.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ichsearch.files import write_json
 from ichsearch.report.bootstrap import MIN_PATIENTS
@@ -87,8 +87,13 @@ def summarise(folder: RunFolder, shards: Path | None) -> Summary:
         unbeaten=tuple(name for name in ranking.baselines if name not in best.beats),
         rival=_rival(ranking),
     )
-    write_json(folder.summary, summary._asdict() | {"rival": summary.rival and summary.rival._asdict()})
+    write_json(folder.summary, summary_as_json(summary))
     return summary
+
+
+def summary_as_json(summary: Summary) -> dict[str, Any]:
+    """The summary as `summary.json` has it."""
+    return summary._asdict() | {"rival": summary.rival and summary.rival._asdict()}
 
 
 def _rival(ranking: Ranking) -> Rival | None:
