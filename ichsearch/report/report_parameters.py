@@ -115,7 +115,6 @@ def _bars(importance: Importance) -> Figure:
         linear([0, 1], "share of importance", low=0, high=1),
         categories(names[::-1]),
         height=60 + 26 * len(names),
-        left=128,
     )
     for place, name in enumerate(names[::-1]):
         share = importance.shares[name]

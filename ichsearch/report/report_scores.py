@@ -14,7 +14,7 @@ from ichsearch.labels import ANY
 from ichsearch.report.bands import BINS, GRID, Calibration, Kind, LabelCurves, precision_recall, roc
 from ichsearch.report.bootstrap import MIN_PATIENTS, RESAMPLES, Interval, resample
 from ichsearch.report.chart import SMALL, Chart, interval_mark
-from ichsearch.report.page import Cell, Column, Figure, Row, Section, Table, number, words
+from ichsearch.report.page import Cell, Column, Figure, Row, Section, Table, counted, number, words
 from ichsearch.report.run_data import RunData
 from ichsearch.report.scales import linear
 from ichsearch.report.statistics import Predictions, read_predictions
@@ -68,7 +68,8 @@ def _few(data: RunData, labels: Sequence[str]) -> list[str]:
 def _curve_figures(data: RunData, label: str) -> list[Figure]:
     curves, rule = curves_of(data, label), _rule(data, label)
     prevalence = float(curves.positive.mean())
-    found = f"{label}: {int(curves.positive.sum())} positive slices of {curves.positive_patients} patients"
+    patients = counted(curves.positive_patients, "patient")
+    found = f"{label}: {counted(int(curves.positive.sum()), 'positive slice')} of {patients}"
     axes = ("1 - specificity", "sensitivity"), ("recall", "precision")
     roc_chart = _band_chart(curves, rule, roc, axes[0], chance=(0, 1))
     precision_chart = _band_chart(curves, rule, precision_recall, axes[1], chance=(prevalence, prevalence))
