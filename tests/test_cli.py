@@ -180,7 +180,7 @@ def test_ctrl_c_going_on_and_extending(shards: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_of_no_run_ends_with_4(tmp_path: Path) -> None:
-    assert_refused(ichsearch("report", tmp_path), 4, "needs the folder of a run")
+    assert_refused(ichsearch("report", tmp_path), 4, "must be the folder of a run")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from books import make_space
+import torch
+from books import PARAMETERS, make_space
 from runs import write_cohort_shards, write_run
 
+from ichsearch.data.batches import Batches
+from ichsearch.data.cache import open_slices
+from ichsearch.data.tasks import Task
 from ichsearch.errors import ConfigError, NoTrialFinishedError
 from ichsearch.report import bootstrap
 from ichsearch.report.page import Row, Section
@@ -30,6 +34,7 @@ from ichsearch.search.events import Event
 from ichsearch.search.openings import note_opening
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.train.lineage import WEIGHTS
+from ichsearch.train.metrics import Metric
 
 TRIALS = 24
 COMMAND = "ichsearch report runs/small"
@@ -280,6 +285,42 @@ def test_kept_weights_are_needed_for_heat(copy: RunFolder, shards: Path) -> None
     assert not any(tile.overlay for tile in section.tiles)
 
 
+@pytest.mark.parametrize(
+    ("task", "metric"), [("any", "log_loss"), ("positives", "accuracy_multi"), ("multilabel", "patient_auroc_mean")]
+)
+def test_every_task_and_either_direction_gets_a_page(shards: Path, tmp_path: Path, task: Task, metric: Metric) -> None:
+    space = make_space(trials=6, sampler="random", task=task, metric=metric)
+    data = RunData(write_run(tmp_path / "run", shards, space), shards)
+    text = write_report(data.folder, shards, []).read_text()
+    assert len(Page(text).all("section")) == len(SECTIONS) + 1
+    scores = [trial.result.score for trial in data.ranked]
+    assert scores == sorted(scores, reverse=metric != "log_loss")
+    assert len(discrimination(data).figures) == 2 * len(data.best_config.labels)
+
+
+def test_one_trial_is_enough(shards: Path, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", shards, make_space(trials=1))
+    text = write_report(folder, shards, []).read_text()
+    assert "Missing: every trial has the same parameters." in text
+    assert "the importance of parameters needs 12 finished trials" in text.lower()
+
+
+@pytest.mark.parametrize("channels", ["neighbours", "hist"])
+def test_heat_is_that_of_the_inputs_that_the_model_saw(shards: Path, tmp_path: Path, channels: str) -> None:
+    parameters = PARAMETERS | {"channels": channels}
+    folder = write_run(tmp_path / "run", shards, make_space(parameters, trials=3))
+    data = RunData(folder, shards)
+    section = errors(data)
+    assert all(tile.overlay for tile in section.tiles)
+    whole = open_slices(shards, data.best_config.size)
+    recipe, cpu = data.best_config.recipe, torch.device("cpu")
+    streamed, mapped = (
+        torch.cat([batch.clone() for batch in Batches(slices, data.rows, recipe, cpu).evaluate()])
+        for slices in (data.slices, whole)
+    )
+    assert torch.equal(streamed, mapped)
+
+
 def test_a_label_without_a_positive_slice_is_undefined_not_a_number(copy: RunFolder, shards: Path) -> None:
     for name in RunData(copy, shards).finished:
         path = copy.trial(name) / "predictions.parquet"
@@ -305,8 +346,7 @@ def test_it_says_on_what_and_by_which_commands_it_was_made(data: RunData) -> Non
     assert section.commands[0].startswith("ichsearch run --space 'my space.yaml'   # 20")
     assert section.commands[1] == COMMAND
     facts = dict(cells(section))
-    assert data.slices is not None
-    assert facts["fingerprint of the shards"] == data.slices.fingerprint
+    assert facts["fingerprint of the shards"] == data.manifest.fingerprint
     assert facts["patients to validate on"] == "9"
     environment = dict(cells(section, 2))
     assert environment["torch"]
@@ -331,7 +371,7 @@ def test_shards_are_those_that_the_run_is_on(folder: RunFolder, shards: Path, tm
     other = write_cohort_shards(tmp_path / "other", patients=20)
     with pytest.raises(ConfigError, match="must be the shards that the run is on"):
         shards_of(folder, other)
-    with pytest.raises(ConfigError, match="needs the folder of a run"):
+    with pytest.raises(ConfigError, match="must be the folder of a run"):
         shards_of(RunFolder(tmp_path), None)
 
 

@@ -94,8 +94,9 @@ def _data_facts(data: RunData) -> dict[str, str]:
         "too rare to be judged": ", ".join(f"{name} ({count} patients)" for name, count in split.unreliable.items())
         or "none",
     }
-    if data.slices is not None:
-        facts["slices"] = f"{len(data.slices.table):,}"
+    if data.shards is not None:
+        counts = data.manifest.counts
+        facts |= {"slices": f"{counts.ok:,}", "labelled slices": f"{counts.labelled:,}"}
     return facts
 
 

@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ichsearch.data.batches import Batches
-from ichsearch.data.stream import SliceStream
 from ichsearch.dicom.windows import BRAIN
 from ichsearch.labels import ANY
 from ichsearch.report.grad_cam import grad_cam, has_maps
@@ -24,7 +23,6 @@ from ichsearch.report.page import Label, Section, Tile
 from ichsearch.report.report_scores import judged_label
 from ichsearch.report.run_data import RunData
 from ichsearch.report.statistics import Predictions
-from ichsearch.shards.manifest import read_manifest
 from ichsearch.train.lineage import WEIGHTS
 from ichsearch.train.metrics import BoolArray
 from ichsearch.train.setup import make_model
@@ -53,7 +51,7 @@ class Word(NamedTuple):
 def predictions(data: RunData) -> Section:
     """Some validation slices with what was predicted and what is there, as the paper shows them."""
     title, look_for = "Predictions", "Above: predicted. Below: there. Green ✓ is right, red ✗ is wrong."
-    if data.slices is None:
+    if data.shards is None:
         return _missing("predictions", title, look_for)
     chosen = _spread(data.predictions, judged_label(data))
     pictures = _pictures(data, chosen)
@@ -86,10 +84,7 @@ def _spread(given: Predictions, label: str) -> Rows:
 
 def _pictures(data: RunData, places: Rows) -> list[Grey]:
     """The slices as the shards hold them, in the brain window."""
-    assert data.shards is not None, "asked for only where the shards are at hand"
-    manifest = read_manifest(data.shards)
-    stored = SliceStream(data.shards, manifest, manifest.settings.size)
-    rows = data.rows[places].tolist()
+    stored, rows = data.stored(data.manifest.settings.size), data.rows[places].tolist()
     in_order = {row: stored.read(row, row + 1)[0] for row in sorted(rows)}  # shard after shard
     return [_windowed(in_order[row]) for row in rows]
 
@@ -131,7 +126,7 @@ def errors(data: RunData) -> Section:
     look_for = (
         "Heat far from any blood is a shortcut; an error that a reader would share is a hard slice or a wrong label."
     )
-    if data.slices is None:
+    if data.shards is None:
         return _missing("errors", title, look_for)
     alarms, missed = _worst(data.predictions, label)
     chosen = np.concatenate([alarms, missed])
@@ -165,7 +160,6 @@ def _heats(data: RunData, places: Rows, label: str) -> tuple[npt.NDArray[np.floa
         return None, f"No Grad-CAM: {config.backbone} makes tokens, no maps of the image."
     if not weights.is_file():
         return None, "No Grad-CAM: the weights of the best trial were not kept (keep.best, keep.disk_gb)."
-    assert data.slices is not None, "asked for only where the slices are at hand"
     device = torch.device("cpu")
     model = make_model(config, None, device)
     model.load_state_dict(load_file(weights))

@@ -215,12 +215,12 @@ def scanners(data: RunData) -> Section:
         "Scanner populations",
         "A group that scores worse than the others is one the model was not taught.",
     )
-    if data.slices is None:
+    if data.shards is None:
         return Section(
             "scanners", title, look_for, notes=["Missing: the shards are not at hand; name them with --data."]
         )
     label = judged_label(data)
-    table = data.slices.table.iloc[data.rows].reset_index(drop=True)
+    table = data.table.iloc[data.rows].reset_index(drop=True)
     groups = {"How pixels are stored": _storage(table), "Slice thickness": _thickness(table), "Gantry": _tilt(table)}
     return Section(
         "scanners",
