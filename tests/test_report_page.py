@@ -15,15 +15,17 @@ from runs import write_cohort_shards, write_run
 
 from ichsearch.data.batches import Batches
 from ichsearch.data.cache import open_slices
+from ichsearch.data.split import Split
 from ichsearch.data.tasks import Task
 from ichsearch.errors import ConfigError, NoTrialFinishedError
+from ichsearch.files import read_json
 from ichsearch.report import bootstrap
 from ichsearch.report.page import Row, Section
 from ichsearch.report.provenance import note_command, noting, read_commands
 from ichsearch.report.report import SECTIONS, drawn_at_the_end, policy, shards_of, write_report
 from ichsearch.report.report_confirm import confirmation
 from ichsearch.report.report_facts import failures, provenance
-from ichsearch.report.report_images import errors, predictions
+from ichsearch.report.report_images import CPU, best_model, errors, predictions
 from ichsearch.report.report_leaderboard import leaderboard
 from ichsearch.report.report_scores import calibration, confusion, curves_of, discrimination, scanners
 from ichsearch.report.report_search import cost, search
@@ -33,8 +35,11 @@ from ichsearch.report.summary import summarise
 from ichsearch.search.events import Event
 from ichsearch.search.openings import note_opening
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
-from ichsearch.train.lineage import WEIGHTS
+from ichsearch.train.config import TrialConfig
+from ichsearch.train.lineage import METRICS, WEIGHTS
 from ichsearch.train.metrics import Metric
+from ichsearch.train.steps import predict
+from ichsearch.train.trial import run_trial
 
 TRIALS = 24
 COMMAND = "ichsearch report runs/small"
@@ -277,6 +282,18 @@ def test_the_worst_errors_are_shown_with_heat_one_a_patient(data: RunData) -> No
     assert section.tiles[4].above[0].text == f"any {curves.scores[curves.positive].min():.3f}"
 
 
+def test_the_model_that_is_looked_into_is_the_one_that_predicted(shards: Path, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", shards, make_space(trials=1, epochs=2))
+    place = folder.trial("0000")
+    (place / METRICS).unlink()
+    data = RunData(folder, shards)
+    config = TrialConfig.model_validate(data.records[0].config)
+    split = Split.model_validate(read_json(folder.split))
+    run_trial(config, open_slices(shards, config.size), split, place, device=CPU)
+    inputs = Batches(data.slices, data.rows, config.recipe, CPU).evaluate()
+    np.testing.assert_allclose(predict(best_model(data), inputs), data.predictions.probabilities, atol=1e-6)
+
+
 def test_kept_weights_are_needed_for_heat(copy: RunFolder, shards: Path) -> None:
     data = RunData(copy, shards)
     (copy.trial(data.best.name) / WEIGHTS).unlink()
@@ -313,9 +330,9 @@ def test_heat_is_that_of_the_inputs_that_the_model_saw(shards: Path, tmp_path: P
     section = errors(data)
     assert all(tile.overlay for tile in section.tiles)
     whole = open_slices(shards, data.best_config.size)
-    recipe, cpu = data.best_config.recipe, torch.device("cpu")
+    recipe = data.best_config.recipe
     streamed, mapped = (
-        torch.cat([batch.clone() for batch in Batches(slices, data.rows, recipe, cpu).evaluate()])
+        torch.cat([batch.clone() for batch in Batches(slices, data.rows, recipe, CPU).evaluate()])
         for slices in (data.slices, whole)
     )
     assert torch.equal(streamed, mapped)

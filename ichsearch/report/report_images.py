@@ -14,6 +14,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from ichsearch.data.batches import Batches
 from ichsearch.dicom.windows import BRAIN
@@ -27,6 +28,8 @@ from ichsearch.train.lineage import WEIGHTS
 from ichsearch.train.metrics import BoolArray
 from ichsearch.train.setup import make_model
 
+CPU: Final = torch.device("cpu")
+"""Fast enough for a handful of slices, wherever the page is drawn."""
 THRESHOLD: Final = 0.5
 SHOWN: Final = 12
 ERRORS: Final = 4
@@ -53,7 +56,8 @@ def predictions(data: RunData) -> Section:
     title, look_for = "Predictions", "Above: predicted. Below: there. Green ✓ is right, red ✗ is wrong."
     if data.shards is None:
         return _missing("predictions", title, look_for)
-    chosen = _spread(data.predictions, judged_label(data))
+    label = judged_label(data)
+    chosen = _spread(data.predictions, label)
     pictures = _pictures(data, chosen)
     return Section(
         "predictions",
@@ -61,8 +65,8 @@ def predictions(data: RunData) -> Section:
         look_for,
         notes=[
             f"Best trial, a probability above {THRESHOLD:g} counts as predicted; brain window "
-            f"({BRAIN.level_hu}/{BRAIN.width_hu} HU). Half of the slices bleed, wherever so many do; drawn by chance, "
-            "from different patients where that is possible."
+            f"({BRAIN.level_hu}/{BRAIN.width_hu} HU). Half of the slices are positive for {label} where so many are; "
+            "drawn by chance, from different patients where that is possible."
         ],
         tiles=[_grid_tile(data.predictions, int(place), grey) for place, grey in zip(chosen, pictures, strict=True)],
     )
@@ -155,19 +159,23 @@ def _worst(given: Predictions, label: str) -> tuple[Rows, Rows]:
 
 def _heats(data: RunData, places: Rows, label: str) -> tuple[npt.NDArray[np.float32] | None, str]:
     """Grad-CAM of some slices, (n, S, S), and what is to be said of it; None where there is none."""
-    config, weights = data.best_config, data.folder.trial(data.best.name) / WEIGHTS
+    config = data.best_config
     if not has_maps(config):
         return None, f"No Grad-CAM: {config.backbone} makes tokens, no maps of the image."
-    if not weights.is_file():
+    if not (data.folder.trial(data.best.name) / WEIGHTS).is_file():
         return None, "No Grad-CAM: the weights of the best trial were not kept (keep.best, keep.disk_gb)."
-    device = torch.device("cpu")
-    model = make_model(config, None, device)
-    model.load_state_dict(load_file(weights))
-    batches = Batches(data.slices, data.rows[places], config.recipe, device)
+    batches = Batches(data.slices, data.rows[places], config.recipe, CPU)
     inputs = torch.cat([batch.clone() for batch in batches.evaluate()])
-    heat, side = grad_cam(model, inputs, config.labels.index(label))
+    heat, side = grad_cam(best_model(data), inputs, config.labels.index(label))
     maps = f"maps of {side} × {side} pixels of the {config.size} px that the model saw"
     return heat.numpy(), f"Right of each slice: Grad-CAM for {label}, from {maps}."
+
+
+def best_model(data: RunData) -> nn.Module:
+    """The model of the best trial, on the CPU, with the weights of its best epoch."""
+    model = make_model(data.best_config, None, CPU)
+    model.load_state_dict(load_file(data.folder.trial(data.best.name) / WEIGHTS))
+    return model
 
 
 def _error_tile(given: Predictions, place: int, label: str, grey: Grey, heat: npt.NDArray[np.float32] | None) -> Tile:
