@@ -14,11 +14,11 @@ from ichsearch.files import read_json, write_json
 from ichsearch.report import bootstrap
 from ichsearch.report.provenance import note_command
 from ichsearch.report.report import write_report
+from ichsearch.search.openings import note_opening
 from ichsearch.search.run_folder import RunFolder
 
 EVIL = "<script>window.canary=1</script><img src=x onerror='window.canary=2'>\"'--><svg onload=window.canary=3>{{7*7}}"
 LEADERBOARD = "document.querySelector('#leaderboard table')"
-FORMULA = '=HYPERLINK("http://x")'
 MOST_MB, MOST_S = 15, 2.0
 
 
@@ -60,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> RunFolder:
         spoil(path, lambda curve: curve["suggestions"].update({EVIL: 1e-3}))
     spoil(next(folder.lr_finder.glob("*.json")), lambda curve: curve.update(failure=EVIL))
     note_command(folder, ["ichsearch", "run", EVIL])
+    note_opening(folder, ["ichsearch", "confirm", EVIL], [EVIL])
     spoil_environment(folder)
     write_report(folder, shards, [EVIL])
     return folder
