@@ -303,7 +303,7 @@ def report(
     from ichsearch.search.run_folder import RunFolder
 
     folder = RunFolder(run_folder.resolve())
-    page = write_report(folder, shards_of(folder, data), ["ichsearch", *sys.argv[1:]])
+    page = write_report(folder, shards_of(folder, data), _command())
     say(f"{page}: open it in a browser")
 
 
@@ -377,16 +377,19 @@ def confirm(
     from ichsearch.cli_progress import progress
     from ichsearch.report.leaderboard import write_leaderboard
     from ichsearch.report.lr_plot import draw_curve
+    from ichsearch.report.provenance import noting
+    from ichsearch.report.report import drawn_at_the_end, shards_of
     from ichsearch.search.confirm import confirm_run
     from ichsearch.search.run_folder import RunFolder
     from ichsearch.search.stages import Watchers
 
     given = {"top": top, "seeds": seeds, "folds": folds}
     options = {name: value for name, value in given.items() if value is not None}
-    printer = RunPrinter(out, err, _command(), as_json=as_json)
+    command = _command()
+    printer = RunPrinter(out, err, command, as_json=as_json)
     leaderboard = RunFolder(folder).leaderboard
     with printer.ending(leaderboard, ""), progress(err) as show:
-        watchers = Watchers(printer.tell, show, write_leaderboard, draw_curve)
-        confirmed = confirm_run(folder, data, options, address=address, command=_command(), watchers=watchers)
-    write_leaderboard(confirmed)
+        watchers = Watchers(noting(printer.tell, RunFolder(folder), command), show, write_leaderboard, draw_curve)
+        confirmed = confirm_run(folder, data, options, address=address, command=command, watchers=watchers)
+    printer.say(drawn_at_the_end(confirmed, shards_of(confirmed, data)))
     say(f"leaderboard: {leaderboard}")
