@@ -3,29 +3,22 @@
 Libraries that take seconds to import are imported at the top of the verb that needs them, so that `--help` is instant.
 """
 
-import errno
 import os
 import shlex
-import shutil
 import sys
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from ichsearch import __version__
-from ichsearch.errors import INTERRUPTED, ConfigError, DataError, IchsearchError, StorageError
+from ichsearch.cli_exit import exit_codes
+from ichsearch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ichsearch.shards.manifest import Manifest
-
-UNUSABLE: Final = (
-    errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
-    errno.ENAMETOOLONG,
-)  # fmt: skip
 
 app = typer.Typer(
     name="ichsearch",
@@ -41,49 +34,8 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def main() -> None:
     """Run the command line and end with the documented exit code."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # Ray prints on stdout that a worker died; we say it too
-    try:
+    with exit_codes(err):
         app()
-    except IchsearchError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
-    except OSError as error:
-        _os_error(error)
-    except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours still ends with a message and a code
-        _internal_error(error)
-
-
-def _os_error(error: OSError) -> NoReturn:
-    where = error.filename or "a file"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message = (
-            f"the disk is full (writing {where}{_free_bytes(error.filename)}); make room and run the command again"
-        )
-        _fail(message, StorageError.exit_code)
-    if error.errno in UNUSABLE:
-        _fail(f"{where} must be readable and writable, but: {error.strerror}; check it", StorageError.exit_code)
-    _internal_error(error)
-
-
-def _free_bytes(path: str | None) -> str:
-    if path is None:
-        return ""
-    try:
-        folder = next(parent for parent in Path(path).resolve().parents if parent.is_dir())
-        return f", {shutil.disk_usage(folder).free:,} bytes free"
-    except OSError:
-        return ""
-
-
-def _internal_error(error: Exception) -> NoReturn:
-    if os.environ.get("ICHSEARCH_DEBUG"):
-        traceback.print_exception(error)
-    _fail(f"internal error: {type(error).__name__}: {error} (ICHSEARCH_DEBUG=1 shows where)", IchsearchError.exit_code)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    err.print(f"[bold red]ichsearch:[/] {escape(message)}")
-    sys.exit(code)
 
 
 def say(text: str) -> None:
@@ -310,6 +262,38 @@ def schema(
 
 
 @app.command()
+def leaderboard(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The run's folder of shards, for baselines that it has not got yet.")
+    ] = None,
+    pareto: Annotated[
+        str | None, typer.Option(help="Only trials that no other one beats in all of these columns: log_loss,seconds.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the summary and the rows.")] = False,
+) -> None:
+    """Show what a run has found: intervals over patients, who cannot be told from the best, who beats the baselines."""
+    from ichsearch.files import to_json
+    from ichsearch.report.leaderboard import read_leaderboard
+    from ichsearch.report.leaderboard_table import as_objects, as_table
+    from ichsearch.report.pareto import pareto_front
+    from ichsearch.report.report import shards_of
+    from ichsearch.report.summary import summarise, summary_as_json, summary_text
+    from ichsearch.search.run_folder import RunFolder
+
+    folder = RunFolder(run_folder.resolve())
+    summary = summarise(folder, shards_of(folder, data))
+    board, columns = read_leaderboard(folder), pareto.split(",") if pareto else []
+    if pareto:
+        board = board[pareto_front(board, columns)]
+    if as_json:
+        sys.stdout.write(to_json({"summary": summary_as_json(summary), "rows": as_objects(board)}).decode())
+        return
+    Console(width=250).print(as_table(board, columns))  # so that lines may wrap, but cells do not
+    say(summary_text(summary))
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     data: Annotated[Path | None, typer.Option(help="The run's folder of shards, for what shows slices.")] = None,
@@ -319,7 +303,7 @@ def report(
     from ichsearch.search.run_folder import RunFolder
 
     folder = RunFolder(run_folder.resolve())
-    page = write_report(folder, shards_of(folder, data), ["ichsearch", *sys.argv[1:]])
+    page = write_report(folder, shards_of(folder, data), _command())
     say(f"{page}: open it in a browser")
 
 
@@ -409,7 +393,7 @@ def confirm(
     printer = RunPrinter(out, err, command, as_json=as_json)
     with printer.ending(confirmed.leaderboard, ""):
         with progress(err) as show:
-            tell = noting(printer.tell, confirmed, command, since="confirming")
+            tell = noting(printer.tell, confirmed, command)
             watchers = Watchers(tell, show, write_leaderboard, draw_curve)
             shards = confirm_run(confirmed, data, options, address=address, command=command, watchers=watchers)
         write_leaderboard(confirmed)

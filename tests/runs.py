@@ -3,6 +3,7 @@
 In: a folder, how many trials, and what text they hold. Out: a `RunFolder` as a search leaves it.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from slice_sets import Row, make_rows, write_shards
 
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.split import Split, open_split
+from ichsearch.data.tasks import Task, task_labels
 from ichsearch.files import sha256_of, write_json
 from ichsearch.labels import LABELS
 from ichsearch.search.book import Book, Started
@@ -35,7 +37,7 @@ def write_cohort_shards(folder: Path, *, patients: int = 45, names: str = "") ->
     """Shards of small slices from three kinds of scanner; `names` goes in front of the slices' own."""
     rows = make_rows(patients=patients, slices=6, size=SIZE)
     for number, row in enumerate(rows):
-        row.update(_scanner(number // 6), slice=f"{names}{row['slice']}")
+        row.update(_scanner(number // 6), slice=f"{names}{number:04d}")
     write_shards(folder, rows, SIZE)
     return folder
 
@@ -59,17 +61,28 @@ def write_run(root: Path, shards: Path, space: Space, *, reason: str = "diverged
     for config in space.input_configs():
         losses = (np.log10(lrs) + 2) ** 2 / 40 + 0.4
         write_json(folder.curve(config), read_curve(config, lrs.tolist(), losses.tolist(), 60).model_dump())
-    _Teller(folder, open_book(root, space), slices, split).tell_all(reason)
+    _Teller(folder, open_book(root, space), slices, split, space.task).tell_all(reason)
     return folder
+
+
+def multiply(folder: RunFolder, trials: int) -> None:
+    """Copies of the run's trials under new names, until it has so many; what is known of their scores too."""
+    known = folder.records()
+    for number in range(len(known), trials):
+        record = known[number % len(known)]
+        copy = record.model_copy(update={"trial": f"{number:04d}", "parent": None})
+        shutil.copytree(folder.trial(record.trial), folder.trial(copy.trial))
+        folder.write_record(copy)
 
 
 class _Teller:
     """Ends every trial of a book, with files as if it had been trained."""
 
-    def __init__(self, folder: RunFolder, book: Book, slices: SliceSet, split: Split) -> None:
+    def __init__(self, folder: RunFolder, book: Book, slices: SliceSet, split: Split, task: Task) -> None:
         self._folder, self._book, self._rng = folder, book, np.random.default_rng(0)
-        parts = parts_of(slices, split, 0.0)
-        self._truth = slices.labels[parts.validation]
+        parts = parts_of(slices, split, 0.0, task)
+        self._labels = task_labels(task)
+        self._truth = slices.labels[parts.validation][:, [LABELS.index(label) for label in self._labels]]
         self._table = slices.table.iloc[parts.validation]
 
     def tell_all(self, reason: str) -> None:
@@ -94,7 +107,7 @@ class _Teller:
         probabilities = self._guess(knows)
         self._predictions(probabilities).to_parquet(folder / PREDICTIONS, index=False)
         names = self._table["patient"].to_numpy(np.object_)
-        metrics = score(self._truth, probabilities, LABELS, names)
+        metrics = score(self._truth, probabilities, self._labels, names)
         epochs = [_epoch(number, metrics) for number in range(config.epochs_before + 1, config.epochs + 1)]
         value = metrics[config.metric]
         assert value is not None
@@ -110,7 +123,7 @@ class _Teller:
 
     def _predictions(self, probabilities: FloatArray) -> pd.DataFrame:
         frame = pd.DataFrame({name: self._table[name].to_numpy() for name in ("slice", "patient")})
-        for column, label in enumerate(LABELS):
+        for column, label in enumerate(self._labels):
             frame[f"label_{label}"] = self._truth[:, column].astype(np.int8)
             frame[f"probability_{label}"] = probabilities[:, column]
         return frame

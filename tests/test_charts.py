@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from ichsearch.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, interval_mark, swatch
+from ichsearch.report.chart import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, Chart, interval_mark, swatch
 from ichsearch.report.scales import Scale, categories, fitting, linear, logarithmic
 
 CANARY = '<script>alert("canary")</script>"\' onload="alert(1)'
@@ -68,14 +68,22 @@ def test_a_scale_of_nothing_is_drawn_too() -> None:
 
 
 def test_marks_stand_where_their_values_lie() -> None:
-    chart = Chart(linear([], low=0, high=1), linear([], low=0, high=1))
+    chart = Chart(linear([], low=0, high=1), linear([], low=0, high=1), left=40)
     chart.point(0, 0)
     chart.point(1, 1)
     dots = [dot.attrib for dot in parsed(chart.svg("two points")) if dot.tag == "circle"]
     assert [(float(dot["cx"]), float(dot["cy"])) for dot in dots] == [
-        (LEFT, HEIGHT - BOTTOM),
+        (40, HEIGHT - BOTTOM),
         (WIDTH - RIGHT, TOP),
     ]
+
+
+def test_long_ticks_get_the_room_they_need() -> None:
+    def first_grid_line(y: Scale) -> float:
+        lines = [part.attrib for part in parsed(Chart(linear([0, 1]), y).svg("a grid")) if part.tag == "line"]
+        return float(lines[0]["x1"])
+
+    assert first_grid_line(categories(["test_efficientnet"])) > 17 * 6 > first_grid_line(linear([0, 1], "score"))
 
 
 def test_texts_and_attributes_are_escaped() -> None:

@@ -38,7 +38,7 @@ def test_holm_corrects_for_every_pair() -> None:
 
 
 def test_what_is_certain_has_no_standard_error() -> None:
-    always, never = (Resampled(value, np.full(50, value)) for value in (1.0, 0.5))
+    always, never = (Resampled(value, np.full(50, value), 20) for value in (1.0, 0.5))
     assert pairwise_p([always, never, always], 20)[0].tolist() == [1, 0, 1]
     assert is_above_zero(always.minus(never), 20)
     assert not is_above_zero(always.minus(always), 20)

@@ -66,5 +66,13 @@ def test_any_backbone_with_maps_has_heat_of_the_images_size(backbone: str, head:
     )
 
 
+def test_small_images_have_heat_too() -> None:
+    torch.manual_seed(0)
+    model = create_model("resnet10t", channels=3, classes=6, size=16)
+    assert grad_cam(model, images(16), output=0)[1] >= 4
+    shallow = nn.Sequential(nn.Conv2d(3, 6, 16), nn.Flatten())  # its only maps have one pixel
+    assert grad_cam(shallow, images(16), output=0)[1] == 1
+
+
 def test_tokens_are_no_maps() -> None:
     assert not has_maps(InputConfig(backbone="vit_tiny_patch16_224", batch_size=4, size=64))

@@ -1,6 +1,9 @@
 """The leaderboard's form and order: stable columns, numbers as numbers, nothing that a spreadsheet would run."""
 
 import csv
+import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from judged_runs import add_judged_trial, add_trial, draw_truth, predicted
+from rich.console import Console
+from test_cli import ichsearch
 
 from ichsearch.errors import ConfigError
+from ichsearch.files import write_json
 from ichsearch.report.leaderboard import COLUMNS, as_cell, read_leaderboard, write_leaderboard
+from ichsearch.report.leaderboard_table import as_objects, as_table
 from ichsearch.report.pareto import pareto_front
 from ichsearch.report.ranking import rank_trials
 from ichsearch.search.run_folder import RunFolder
@@ -196,3 +203,50 @@ def test_baselines_and_failed_trials_are_on_no_front() -> None:
 def test_a_front_needs_columns_of_numbers(ranked: RunFolder, column: str) -> None:
     with pytest.raises(ConfigError, match=f"{column}.*seconds"):
         pareto_front(read_leaderboard(ranked), ["log_loss", column])
+
+
+def shown(board: pd.DataFrame, *more: str) -> str:
+    printed = Console(width=200, record=True, file=io.StringIO())
+    printed.print(as_table(board, more))
+    return printed.export_text()
+
+
+def test_the_table_shows_ranks_intervals_and_reasons(ranked: RunFolder) -> None:
+    add_trial(ranked, "0003", None, reason="[red]out_of_memory[/]")
+    rank_trials(ranked, None)
+    text = shown(read_leaderboard(ranked), "log_loss")
+    lines = {words[1]: line for line in text.splitlines() if len(words := line.split()) > 3}
+    assert lines["0002"].split()[0] == "1"
+    assert lines["0001"].split()[0] == "3"
+    assert re.search(r"0\.\d{3} +0\.\d{3} to 0\.\d{3} +-0\.\d{3} +0\.0", lines["0001"])
+    assert "failed [red]out_of_memory[/]" in text, "what a trial says is no markup"
+    assert text.splitlines()[1].split()[-3:] == ["log_loss", "epochs", "seconds"]
+
+
+def test_an_empty_leaderboard_is_a_table_too(folder: RunFolder) -> None:
+    assert "rank" in shown(read_leaderboard(folder))
+
+
+def test_rows_are_objects_whose_empty_cells_are_null(ranked: RunFolder) -> None:
+    rows = as_objects(read_leaderboard(ranked))
+    assert [row["rank"] for row in rows] == [1, 1, 3]
+    assert rows[0]["p_holm"] is None
+    assert rows[0]["tied"] is True
+    assert rows[0]["score"] == read_leaderboard(ranked)["score"].iloc[0]
+    json.dumps(rows, allow_nan=False)
+
+
+def test_the_verb_ranks_prints_and_filters(ranked: RunFolder) -> None:
+    refused = ichsearch("leaderboard", ranked.root)
+    assert refused.returncode == 4, "a folder without a space is no run"
+    assert "RUN must be the folder of a run" in refused.stderr
+    ranked.space.touch()
+    write_json(ranked.split, {"seed": 0, "fingerprint": "", "patients": {}, "unreliable": {}})
+    ranked.ranking.unlink()
+    done = ichsearch("leaderboard", ranked.root, "--pareto", "score,seconds", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [row["trial"] for row in told["rows"]] == [told["summary"]["trial"]], "all trials took the same time"
+    assert told["summary"]["tied"] == ["0002" if told["summary"]["trial"] == "0000" else "0000"]
+    assert ranked.ranking.is_file()
+    assert len(pd.read_csv(ranked.leaderboard)) == 3

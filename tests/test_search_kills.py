@@ -11,8 +11,6 @@ from numpy.random import Generator
 from searches import SPACE, Driver, Work, one_by_one, outlive, private_ray, results, write_tiny_shards
 from spaces import write_space
 
-pytestmark = pytest.mark.slow  # real runs, one after the other: minutes
-
 TORN = b'{"op_code": 4, "worker_id": "x", "study'
 MOST_WORK = 1.5
 ORPHANS_LIVE_S = 60.0
@@ -39,7 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, ray_local: Path) -> Iterato
         yield write_tiny_shards(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=["per_rung", "whole"])
+@pytest.fixture(scope="module", params=["per_rung", pytest.param("whole", marks=pytest.mark.slow)])
 def searched(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
     return Searched(tmp_path_factory.mktemp("searched"), shards, request.param)
 

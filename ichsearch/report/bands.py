@@ -73,6 +73,11 @@ class LabelCurves:
         return bool(self.positive.any() and not self.positive.all())
 
     @property
+    def positive_patients(self) -> int:
+        """How many patients have the label at all."""
+        return len(np.unique(self.of_patient[self.positive]))
+
+    @property
     def _patients(self) -> int:
         return int(self.of_patient.max()) + 1
 

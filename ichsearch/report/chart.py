@@ -17,7 +17,8 @@ HEIGHT: Final = 230
 TOP: Final = 8
 RIGHT: Final = 10
 BOTTOM: Final = 36
-LEFT: Final = 46
+LETTER: Final = 6.3
+"""Width of a letter of a tick, about."""
 SMALL: Final = {"width": 260, "height": 230}
 """For charts of which several stand side by side."""
 RADIUS: Final = 3.5
@@ -51,9 +52,10 @@ class Chart:
     """One pair of axes and what is drawn on them, in the order of the calls."""
 
     def __init__(
-        self, x: Scale, y: Scale, *, width: int = WIDTH, height: int = HEIGHT, left: int = LEFT, right: int = RIGHT
+        self, x: Scale, y: Scale, *, width: int = WIDTH, height: int = HEIGHT, left: int = 0, right: int = RIGHT
     ) -> None:
-        self._x, self._y, self._width, self._height, self._left, self._right = x, y, width, height, left, right
+        self._x, self._y, self._width, self._height, self._right = x, y, width, height, right
+        self._left = left or _room_for(y)
         self._parts: list[Markup] = [*self._grid(), *self._labels()]
 
     def place(self, x: float, y: float) -> tuple[float, float]:
@@ -152,6 +154,12 @@ def svg(parts: Iterable[Markup], width: int, height: int, alt: str, style: str) 
     """An SVG element that is one image to a screen reader."""
     box = f"0 0 {width} {height}"
     return element("svg", joined(parts), class_=style, viewBox=box, width=width, role="img", aria_label=alt)
+
+
+def _room_for(scale: Scale) -> int:
+    """Left of an axis: its ticks, and its label upright."""
+    longest = max((len(text) for _, text in scale.ticks), default=0)
+    return round(8 + LETTER * longest + (16 if scale.label else 0))
 
 
 def swatch(style: str) -> Markup:

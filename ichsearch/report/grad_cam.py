@@ -26,8 +26,8 @@ def has_maps(config: InputConfig) -> bool:
 def grad_cam(model: nn.Module, inputs: Tensor, output: int) -> tuple[Tensor, int]:
     """The heat of each pixel, (B, S, S) in [0, 1], for logit `output`, and the side of the maps that it comes from.
 
-    The deepest maps with at least `LEAST_SIDE` pixels a side are weighted by the mean gradient of the logit; what
-    speaks against the label is left out. An image in which nothing speaks for it has no heat.
+    The deepest maps with at least `LEAST_SIDE` pixels a side, or else the first, are weighted by the mean gradient of
+    the logit; what speaks against the label is left out. An image in which nothing speaks for it has no heat.
 
     Args:
         model: a backbone with feature maps (see `has_maps`), on the device of `inputs`.
@@ -37,7 +37,7 @@ def grad_cam(model: nn.Module, inputs: Tensor, output: int) -> tuple[Tensor, int
     model.eval()
     with torch.enable_grad(), _recorded(model) as maps:
         logits: Tensor = model(inputs.requires_grad_())
-        deepest = next(one for one in reversed(maps) if min(one.shape[2:]) >= LEAST_SIDE and one.requires_grad)
+        deepest = next((one for one in reversed(maps) if min(one.shape[2:]) >= LEAST_SIDE), maps[0])
         (gradients,) = torch.autograd.grad(logits[:, output].sum(), deepest)
     heat = (gradients.mean(dim=(2, 3), keepdim=True) * deepest).sum(dim=1, keepdim=True).relu().detach()
     heat = heat / heat.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)

@@ -107,6 +107,11 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 patient, 1,200 slices."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def number(value: Any, form: str = ".3f") -> Cell:
     """A cell of a number; a dash that sorts last where there is none."""
     missing = value is None or value != value  # noqa: PLR0124 - NaN alone differs from itself

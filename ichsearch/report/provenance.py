@@ -16,20 +16,20 @@ import torch
 
 from ichsearch import __version__
 from ichsearch.files import from_json, write_bytes
-from ichsearch.search.events import Event, Kind
+from ichsearch.search.events import Event
 from ichsearch.search.run_folder import RunFolder
 
+BEGINNINGS: Final = ("opened", "confirming")
 LIBRARIES: Final = ("torch", "torchvision", "timm", "ray", "optuna", "numpy", "pandas", "scikit-learn", "pydicom")
 
 
-def noting(
-    tell: Callable[[Event], None], folder: RunFolder, command: Sequence[str], *, since: Kind = "opened"
-) -> Callable[[Event], None]:
-    """`tell`, and once the work has begun its command is kept: of one that is refused nothing is written."""
+def noting(tell: Callable[[Event], None], folder: RunFolder, command: Sequence[str]) -> Callable[[Event], None]:
+    """`tell`, and once a run or a confirmation has begun its command is kept; one that is refused writes nothing."""
+    due = [command]
 
     def told(event: Event) -> None:
-        if event.kind == since:
-            note_command(folder, command)
+        if event.kind in BEGINNINGS and due:
+            note_command(folder, due.pop())
         tell(event)
 
     return told

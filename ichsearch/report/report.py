@@ -20,6 +20,7 @@ from ichsearch.errors import ConfigError, NoTrialFinishedError
 from ichsearch.files import read_json, write_text
 from ichsearch.report.chart import swatch
 from ichsearch.report.page import Section
+from ichsearch.report.report_confirm import confirmation
 from ichsearch.report.report_facts import failures, provenance
 from ichsearch.report.report_images import errors, predictions
 from ichsearch.report.report_leaderboard import leaderboard
@@ -38,8 +39,8 @@ TEMPLATE: Final = "report.html.j2"
 STYLE: Final = "report.css"
 SCRIPT: Final = "report.js"
 SECTIONS: Final[Sequence[Callable[[RunData], Section]]] = (
-    leaderboard, search, parameters, cost, learning_rates, learning_curves, discrimination, calibration, confusion,
-    scanners, predictions, errors, failures,
+    leaderboard, confirmation, search, parameters, cost, learning_rates, learning_curves, discrimination, calibration,
+    confusion, scanners, predictions, errors, failures,
 )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def write_report(folder: RunFolder, shards: Path | None, commands: Sequence[str]
     return folder.report
 
 
-def drawn_at_the_end(folder: RunFolder, shards: Path) -> str:
+def drawn_at_the_end(folder: RunFolder, shards: Path | None) -> str:
     """Where the report of a run that has ended is; if it cannot be drawn, why: that must not cost the run's results."""
     try:
         return f"report: {write_report(folder, shards, [])}"
@@ -80,7 +81,7 @@ def shards_of(folder: RunFolder, data: Path | None) -> Path | None:
         DataError: no shards are there.
     """
     if not (folder.space.is_file() and folder.split.is_file()):
-        raise ConfigError(f"a report needs the folder of a run that has begun, but {folder.root} is none; name another")
+        raise ConfigError(f"RUN must be the folder of a run that has begun, but {folder.root} is none; name another")
     phantom = folder.phantom / SHARDS
     shards = data or (phantom if phantom.is_dir() else None)
     if shards is None:

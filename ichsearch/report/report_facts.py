@@ -10,7 +10,7 @@ from typing import Any
 from ichsearch.data.split import TEST_FOLD, VALIDATION_FOLD, Split
 from ichsearch.files import read_json
 from ichsearch.report.page import Column, Row, Section, Table, number, words
-from ichsearch.report.provenance import read_commands
+from ichsearch.report.provenance import environment, read_commands
 from ichsearch.report.run_data import RunData
 from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.run_folder import TrialRecord
@@ -56,6 +56,7 @@ def _reasons(records: Sequence[TrialRecord]) -> Table:
 def provenance(data: RunData, commands: Sequence[str]) -> Section:
     """Data, environment and commands: what it takes to do it again."""
     noted = read_commands(data.folder)
+    made_with = _facts("Environment", _told(noted[-1] if noted else environment()))
     made = [f"{entry['command']}   # {entry['when']}" for entry in noted]
     again = (
         f"ichsearch run --space space.yaml --data SHARDS --out NEW_FOLDER   # SHARDS: {_split(data).fingerprint[:16]}"
@@ -64,11 +65,7 @@ def provenance(data: RunData, commands: Sequence[str]) -> Section:
         "made",
         "How this was made",
         "The same search again takes the run's space.yaml, shards with the same fingerprint, and these versions.",
-        tables=[
-            _facts("Data", _data_facts(data)),
-            _best(data),
-            *([_facts("Environment", _told(noted[-1]))] if noted else []),
-        ],
+        tables=[_facts("Data", _data_facts(data)), _best(data), made_with],
         commands=[
             *made,
             *(command for command in commands if command not in {entry["command"] for entry in noted}),
@@ -94,13 +91,14 @@ def _data_facts(data: RunData) -> dict[str, str]:
         "too rare to be judged": ", ".join(f"{name} ({count} patients)" for name, count in split.unreliable.items())
         or "none",
     }
-    if data.slices is not None:
-        facts["slices"] = f"{len(data.slices.table):,}"
+    if data.shards is not None:
+        counts = data.manifest.counts
+        facts |= {"slices": f"{counts.ok:,}", "labelled slices": f"{counts.labelled:,}"}
     return facts
 
 
 def _told(entry: dict[str, Any]) -> dict[str, str]:
-    """The environment of the last command."""
+    """The environment of the last command that the run has noted, or of this one."""
     libraries = entry["libraries"]
     return {
         "ichsearch": entry["ichsearch"],

@@ -14,9 +14,9 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from ichsearch.data.batches import Batches
-from ichsearch.data.stream import SliceStream
 from ichsearch.dicom.windows import BRAIN
 from ichsearch.labels import ANY
 from ichsearch.report.grad_cam import grad_cam, has_maps
@@ -24,11 +24,12 @@ from ichsearch.report.page import Label, Section, Tile
 from ichsearch.report.report_scores import judged_label
 from ichsearch.report.run_data import RunData
 from ichsearch.report.statistics import Predictions
-from ichsearch.shards.manifest import read_manifest
 from ichsearch.train.lineage import WEIGHTS
 from ichsearch.train.metrics import BoolArray
 from ichsearch.train.setup import make_model
 
+CPU: Final = torch.device("cpu")
+"""Fast enough for a handful of slices, wherever the page is drawn."""
 THRESHOLD: Final = 0.5
 SHOWN: Final = 12
 ERRORS: Final = 4
@@ -53,9 +54,10 @@ class Word(NamedTuple):
 def predictions(data: RunData) -> Section:
     """Some validation slices with what was predicted and what is there, as the paper shows them."""
     title, look_for = "Predictions", "Above: predicted. Below: there. Green ✓ is right, red ✗ is wrong."
-    if data.slices is None:
+    if data.shards is None:
         return _missing("predictions", title, look_for)
-    chosen = _spread(data.predictions, judged_label(data))
+    label = judged_label(data)
+    chosen = _spread(data.predictions, label)
     pictures = _pictures(data, chosen)
     return Section(
         "predictions",
@@ -63,8 +65,8 @@ def predictions(data: RunData) -> Section:
         look_for,
         notes=[
             f"Best trial, a probability above {THRESHOLD:g} counts as predicted; brain window "
-            f"({BRAIN.level_hu}/{BRAIN.width_hu} HU). Half of the slices bleed, wherever so many do; drawn by chance, "
-            "from different patients where that is possible."
+            f"({BRAIN.level_hu}/{BRAIN.width_hu} HU). Half of the slices are positive for {label} where so many are; "
+            "drawn by chance, from different patients where that is possible."
         ],
         tiles=[_grid_tile(data.predictions, int(place), grey) for place, grey in zip(chosen, pictures, strict=True)],
     )
@@ -86,10 +88,7 @@ def _spread(given: Predictions, label: str) -> Rows:
 
 def _pictures(data: RunData, places: Rows) -> list[Grey]:
     """The slices as the shards hold them, in the brain window."""
-    assert data.shards is not None, "asked for only where the shards are at hand"
-    manifest = read_manifest(data.shards)
-    stored = SliceStream(data.shards, manifest, manifest.settings.size)
-    rows = data.rows[places].tolist()
+    stored, rows = data.stored(data.manifest.settings.size), data.rows[places].tolist()
     in_order = {row: stored.read(row, row + 1)[0] for row in sorted(rows)}  # shard after shard
     return [_windowed(in_order[row]) for row in rows]
 
@@ -131,7 +130,7 @@ def errors(data: RunData) -> Section:
     look_for = (
         "Heat far from any blood is a shortcut; an error that a reader would share is a hard slice or a wrong label."
     )
-    if data.slices is None:
+    if data.shards is None:
         return _missing("errors", title, look_for)
     alarms, missed = _worst(data.predictions, label)
     chosen = np.concatenate([alarms, missed])
@@ -160,20 +159,23 @@ def _worst(given: Predictions, label: str) -> tuple[Rows, Rows]:
 
 def _heats(data: RunData, places: Rows, label: str) -> tuple[npt.NDArray[np.float32] | None, str]:
     """Grad-CAM of some slices, (n, S, S), and what is to be said of it; None where there is none."""
-    config, weights = data.best_config, data.folder.trial(data.best.name) / WEIGHTS
+    config = data.best_config
     if not has_maps(config):
         return None, f"No Grad-CAM: {config.backbone} makes tokens, no maps of the image."
-    if not weights.is_file():
+    if not (data.folder.trial(data.best.name) / WEIGHTS).is_file():
         return None, "No Grad-CAM: the weights of the best trial were not kept (keep.best, keep.disk_gb)."
-    assert data.slices is not None, "asked for only where the slices are at hand"
-    device = torch.device("cpu")
-    model = make_model(config, None, device)
-    model.load_state_dict(load_file(weights))
-    batches = Batches(data.slices, data.rows[places], config.recipe, device)
+    batches = Batches(data.slices, data.rows[places], config.recipe, CPU)
     inputs = torch.cat([batch.clone() for batch in batches.evaluate()])
-    heat, side = grad_cam(model, inputs, config.labels.index(label))
+    heat, side = grad_cam(best_model(data), inputs, config.labels.index(label))
     maps = f"maps of {side} × {side} pixels of the {config.size} px that the model saw"
     return heat.numpy(), f"Right of each slice: Grad-CAM for {label}, from {maps}."
+
+
+def best_model(data: RunData) -> nn.Module:
+    """The model of the best trial, on the CPU, with the weights of its best epoch."""
+    model = make_model(data.best_config, None, CPU)
+    model.load_state_dict(load_file(data.folder.trial(data.best.name) / WEIGHTS))
+    return model
 
 
 def _error_tile(given: Predictions, place: int, label: str, grey: Grey, heat: npt.NDArray[np.float32] | None) -> Tile:

@@ -3,6 +3,7 @@
 In: a `RunData`. Out: a `Section`.
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 import pandas as pd
@@ -14,12 +15,13 @@ from ichsearch.report.run_data import RunData
 from ichsearch.report.scales import Scale, linear
 from ichsearch.search.durations import duration_text
 
+INTERVAL: Final = "95 %"
 COLUMNS: Final = (
     Column("trial", words=True),
     Column("rank", "trials that are not distinguishable from the best share rank 1"),
     Column("backbone", words=True),
     Column("score", "of the validation patients"),
-    Column("95 %", "interval over resampled patients; upright line: the best rule that sees no image"),
+    Column(INTERVAL, "interval over resampled patients; upright line: the best rule that sees no image"),
     Column("minus best", "difference to the best trial on the same resamples"),
     Column("p", "of that difference, corrected for the number of trials (Holm)"),
     Column("beats rules", "shown to beat every rule that sees no image", words=True),
@@ -50,8 +52,14 @@ def leaderboard(data: RunData) -> Section:
             f"{data.metric} on the validation patients. A heading sorts, again the other way; pointing at a row lights "
             "up its marks."
         ],
-        tables=[Table("Leaderboard", COLUMNS, rows, sortable=True)],
+        tables=[Table("Leaderboard", _columns(scale), rows, sortable=True)],
     )
+
+
+def _columns(scale: Scale) -> list[Column]:
+    """The columns; that of the drawn intervals tells from where to where it is drawn."""
+    shown = f"{INTERVAL}, {scale.low:.2g} to {scale.high:.2g}"
+    return [replace(column, name=shown) if column.name == INTERVAL else column for column in COLUMNS]
 
 
 def _scale(table: pd.DataFrame) -> Scale:
@@ -102,5 +110,5 @@ def _beats(row: dict[Any, Any], is_rule: bool) -> Cell:
 
 def _style(row: dict[Any, Any], is_rule: bool) -> str:
     if is_rule:
-        return "rule"
+        return BASELINE
     return "tied" if row.get("rank") == 1 else ""

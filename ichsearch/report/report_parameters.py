@@ -17,7 +17,6 @@ from ichsearch.train.config import TrialConfig
 AXIS_PX: Final = 124
 """Room for one axis of the parallel coordinates."""
 SIDE_PX: Final = 56
-MOST_AXES: Final = 10
 FEW_VALUES: Final = 5
 """So few different whole numbers are shown as names are: evenly spread."""
 FEW_FLOATS: Final = 2
@@ -54,11 +53,11 @@ def _values(trial: Finished) -> dict[str, Any]:
 
 
 def _axes(data: RunData) -> list[Axis]:
-    """An axis for each parameter that differs between trials, in the order of the space; at most ten."""
+    """An axis for each parameter that differs between trials, in the order of the space."""
     values = [_values(trial) for trial in data.ranked]
     names = dict.fromkeys(name for one in values for name in one)
     varied = [name for name in names if len({one.get(name) for one in values}) > 1]
-    return [_axis(name, [one.get(name) for one in values]) for name in varied[:MOST_AXES]]
+    return [_axis(name, [one.get(name) for one in values]) for name in varied]
 
 
 def _axis(name: str, values: Sequence[Any]) -> Axis:
@@ -115,7 +114,6 @@ def _bars(importance: Importance) -> Figure:
         linear([0, 1], "share of importance", low=0, high=1),
         categories(names[::-1]),
         height=60 + 26 * len(names),
-        left=128,
     )
     for place, name in enumerate(names[::-1]):
         share = importance.shares[name]

@@ -9,11 +9,12 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from ichsearch.data.split import RELIABLE_POSITIVE_GROUPS
 from ichsearch.labels import ANY
 from ichsearch.report.bands import BINS, GRID, Calibration, Kind, LabelCurves, precision_recall, roc
 from ichsearch.report.bootstrap import MIN_PATIENTS, RESAMPLES, Interval, resample
 from ichsearch.report.chart import SMALL, Chart, interval_mark
-from ichsearch.report.page import Cell, Column, Figure, Row, Section, Table, number, words
+from ichsearch.report.page import Cell, Column, Figure, Row, Section, Table, counted, number, words
 from ichsearch.report.run_data import RunData
 from ichsearch.report.scales import linear
 from ichsearch.report.statistics import Predictions, read_predictions
@@ -47,6 +48,7 @@ def discrimination(data: RunData) -> Section:
             f"scores in {BINS} bins).",
             *([f"Grey: {data.rival}, the best of the rules that see no image."] if data.rival else []),
             *_undefined(labels, known),
+            *_few(data, known),
         ],
         figures=[figure for label in known for figure in _curve_figures(data, label)],
     )
@@ -57,16 +59,23 @@ def _undefined(labels: Sequence[str], known: Sequence[str]) -> list[str]:
     return [f"Undefined, the validation slices are all of one kind: {', '.join(missing)}."] if missing else []
 
 
+def _few(data: RunData, labels: Sequence[str]) -> list[str]:
+    few = [label for label in labels if curves_of(data, label).positive_patients < RELIABLE_POSITIVE_GROUPS]
+    least = f"fewer than {RELIABLE_POSITIVE_GROUPS} positive patients"
+    return [f"Bands too narrow to be believed, {least}: {', '.join(few)}."] if few else []
+
+
 def _curve_figures(data: RunData, label: str) -> list[Figure]:
     curves, rule = curves_of(data, label), _rule(data, label)
     prevalence = float(curves.positive.mean())
-    found = f"{label}: {int(curves.positive.sum())} of {len(curves.positive)} slices positive"
+    patients = counted(curves.positive_patients, "patient")
+    found = f"{label}: {counted(int(curves.positive.sum()), 'positive slice')} of {patients}"
     axes = ("1 - specificity", "sensitivity"), ("recall", "precision")
     roc_chart = _band_chart(curves, rule, roc, axes[0], chance=(0, 1))
     precision_chart = _band_chart(curves, rule, precision_recall, axes[1], chance=(prevalence, prevalence))
     return [
-        Figure(roc_chart.svg(f"ROC of {found}."), f"ROC, {label}", small=True),
-        Figure(precision_chart.svg(f"Precision over recall of {found}."), f"Precision, {label}", small=True),
+        Figure(roc_chart.svg(f"ROC of {found}."), f"ROC, {found}", small=True),
+        Figure(precision_chart.svg(f"Precision over recall of {found}."), f"Precision, {found}", small=True),
     ]
 
 
@@ -206,12 +215,12 @@ def scanners(data: RunData) -> Section:
         "Scanner populations",
         "A group that scores worse than the others is one the model was not taught.",
     )
-    if data.slices is None:
+    if data.shards is None:
         return Section(
             "scanners", title, look_for, notes=["Missing: the shards are not at hand; name them with --data."]
         )
     label = judged_label(data)
-    table = data.slices.table.iloc[data.rows].reset_index(drop=True)
+    table = data.table.iloc[data.rows].reset_index(drop=True)
     groups = {"How pixels are stored": _storage(table), "Slice thickness": _thickness(table), "Gantry": _tilt(table)}
     return Section(
         "scanners",

@@ -116,10 +116,11 @@ def _front(data: RunData, table: pd.DataFrame, column: str, label: str, unit: fl
     chart = Chart(logarithmic(costs, label), linear(scores, data.metric))
     line = sorted((cost, score) for cost, score, is_on in zip(costs, scores, front, strict=True) if is_on)
     corners = [line[0], *_corners([x for x, _ in line], [y for _, y in line])]
-    chart.line([x for x, _ in corners], [y for _, y in corners], "c1")
-    for trial, cost, is_on in zip(data.ranked, costs, front, strict=True):
+    drawn = list(zip(data.ranked, costs, front, strict=True))[::-1]
+    for trial, cost, is_on in sorted(drawn, key=lambda mark: mark[2]):  # the front lies on top
         style = "c1" if is_on else "c5"
         chart.point(cost, trial.result.score, style, title=trial.text, trial=trial.name)
+    chart.line([x for x, _ in corners], [y for _, y in corners], "c1")
     on_it = [trial for trial, is_on in zip(data.ranked, front, strict=True) if is_on]
     names = ", ".join(f"{trial.name} ({trial.backbone})" for trial in on_it[:SHOWN])
     alt = f"Scores over {label}; on the Pareto front: {names}."

@@ -14,12 +14,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from ichsearch.data.cache import SliceSet, open_slices
+from ichsearch.data.stream import SliceStream
+from ichsearch.dicom.pixels import MAX_HU, MIN_HU
 from ichsearch.files import read_json
+from ichsearch.report.inspect_cohort import read_metadata
 from ichsearch.report.leaderboard import BASELINE, read_leaderboard
 from ichsearch.report.statistics import Predictions, read_predictions
 from ichsearch.search.run_folder import RunFolder, TrialRecord
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
+from ichsearch.shards.manifest import Manifest, read_manifest
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lineage import METRICS, PREDICTIONS
 from ichsearch.train.lr_finder import LrCurve
@@ -139,12 +143,34 @@ class RunData:
         return [LrCurve.model_validate(read_json(path)) for path in sorted(self.folder.lr_finder.glob("*.json"))]
 
     @cached_property
-    def slices(self) -> SliceSet | None:
-        """The slices at the size that the best trial saw."""
-        return None if self.shards is None else open_slices(self.shards, self.best_config.size)
+    def manifest(self) -> Manifest:
+        """Of the shards."""
+        return read_manifest(self._at_hand)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The shards' rows without images."""
+        return read_metadata(self._at_hand, self.manifest)
 
     @cached_property
     def rows(self) -> npt.NDArray[np.int64]:
-        """Where in `slices` each slice of `predictions` stands."""
-        assert self.slices is not None, "asked for only where the slices are at hand"
-        return np.asarray(pd.Index(self.slices.table["slice"]).get_indexer(self.predictions.slices), np.int64)
+        """Where in `table` each slice of `predictions` stands."""
+        return np.asarray(pd.Index(self.table["slice"]).get_indexer(self.predictions.slices), np.int64)
+
+    def stored(self, size: int) -> SliceStream:
+        """The slices at a size, read from their shards as they are asked for: no page is worth decoding them all."""
+        return SliceStream(self._at_hand, self.manifest, size)
+
+    @cached_property
+    def slices(self) -> SliceSet:
+        """The slices as the best trial saw them."""
+        config, registered = self.best_config, self.manifest.settings.crop == "series"
+        if config.channels == "hist":  # its scaling is one of all slices
+            return open_slices(self._at_hand, config.size)
+        hu, breaks = self.stored(config.size), np.array([MIN_HU, MAX_HU], np.int16)
+        return SliceSet(hu, self.table, self.manifest.fingerprint, registered, breaks)
+
+    @property
+    def _at_hand(self) -> Path:
+        assert self.shards is not None, "asked for only where the shards are at hand"
+        return self.shards

@@ -50,7 +50,7 @@ def logarithmic(values: Iterable[float], label: str = "") -> Scale:
     pad = max(0.05 * (most - least), 0.05)
     low, high = 10 ** (least - pad), 10 ** (most + pad)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = max(1, len(decades) // 5)
+    every = max(1, len(decades) // 4)
     within = (1,) if most - least > 1.7 else (1, 2, 5)
     places = [digit * 10.0**decade for decade in decades[::every] for digit in within]
     within_ends = [place for place in places if low <= place <= high] or [10 ** ((least + most) / 2)]

@@ -186,9 +186,8 @@ def _mean(of_labels: list[Resampled]) -> Resampled:
     defined = [score for score in of_labels if not np.isnan(score.value)]
     if not defined:
         return of_labels[0]
-    return Resampled(
-        float(np.mean([score.value for score in defined])), np.mean([score.draws for score in defined], axis=0)
-    )
+    value = float(np.mean([score.value for score in defined]))
+    return Resampled(value, np.mean([score.draws for score in defined], axis=0), defined[0].patients)
 
 
 def settings() -> dict[str, Any]:

@@ -4,7 +4,7 @@ In: a run folder and its shards. Out: the run ranked, its leaderboard, `summary.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ichsearch.files import write_json
 from ichsearch.report.bootstrap import MIN_PATIENTS
@@ -92,8 +92,13 @@ def summarise(folder: RunFolder, shards: Path | None) -> Summary:
         rival=_rival(ranking),
         openings=len(read_openings(folder)),
     )
-    write_json(folder.summary, summary._asdict() | {"rival": summary.rival and summary.rival._asdict()})
+    write_json(folder.summary, summary_as_json(summary))
     return summary
+
+
+def summary_as_json(summary: Summary) -> dict[str, Any]:
+    """The summary as `summary.json` has it."""
+    return summary._asdict() | {"rival": summary.rival and summary.rival._asdict()}
 
 
 def _rival(ranking: Ranking) -> Rival | None:
