@@ -383,20 +383,21 @@ def confirm(
     from ichsearch.report.lr_plot import draw_curve
     from ichsearch.report.provenance import noting
     from ichsearch.report.report import drawn_at_the_end
+    from ichsearch.search import events
     from ichsearch.search.confirm import confirm_run
     from ichsearch.search.run_folder import RunFolder
     from ichsearch.search.stages import Watchers
 
     given = {"top": top, "seeds": seeds, "folds": folds}
     options = {name: value for name, value in given.items() if value is not None}
-    confirmed, command = RunFolder(folder.resolve()), _command()
+    target, command = RunFolder(folder.resolve()), _command()
     printer = RunPrinter(out, err, command, as_json=as_json)
-    with printer.ending(confirmed.leaderboard, ""):
+    with printer.ending(target.leaderboard, ""):
         with progress(err) as show:
-            tell = noting(printer.tell, confirmed, command)
-            watchers = Watchers(tell, show, write_leaderboard, draw_curve)
-            shards = confirm_run(confirmed, data, options, address=address, command=command, watchers=watchers)
-        write_leaderboard(confirmed)
-        printer.say(confirmation_text(confirmed))
-        printer.say(drawn_at_the_end(confirmed, shards))
-    printer.say(f"leaderboard: {confirmed.leaderboard}")
+            watchers = Watchers(noting(printer.tell, target, command), show, write_leaderboard, draw_curve)
+            confirmed = confirm_run(target, data, options, address=address, command=command, watchers=watchers)
+        write_leaderboard(target)
+        printer.say(confirmation_text(target))
+        printer.say(drawn_at_the_end(target, confirmed.shards))
+    line = f"leaderboard: {target.leaderboard}"
+    printer.tell(events.done(target.leaderboard, confirmed.metric, None, line, 0, "confirmed"))

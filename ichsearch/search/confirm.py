@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import FOLDS, Split
@@ -55,6 +55,13 @@ class _Work:
         return self.assignment.folder
 
 
+class Confirmed(NamedTuple):
+    """A run whose best trials were confirmed."""
+
+    shards: Path
+    metric: str
+
+
 def confirm_run(
     folder: RunFolder,
     data: Path | None,
@@ -63,8 +70,8 @@ def confirm_run(
     address: str | None,
     command: Sequence[str],
     watchers: Watchers,
-) -> Path:
-    """Confirm the best trials of a run, or go on with that; the run's shards.
+) -> Confirmed:
+    """Confirm the best trials of a run, or go on with that.
 
     Args:
         folder: the run's.
@@ -100,7 +107,7 @@ def confirm_run(
         raise NoTrialFinishedError(
             f"at least one replay must finish, but all failed ({reasons}); see confirm/*/error.txt"
         )
-    return shards
+    return Confirmed(shards, space.metric)
 
 
 def _require_finished(folder: RunFolder, space: Space) -> None:
