@@ -8,10 +8,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from ichsearch.report.bootstrap import MIN_PATIENTS, Interval
-from ichsearch.report.statistics import kept_statistics
+from ichsearch.data.split import FOLDS
+from ichsearch.report.bootstrap import MIN_PATIENTS, SEED, Interval, Resampled
+from ichsearch.report.statistics import as_predictions, kept_statistics, resampled_scores
 from ichsearch.search.openings import read_openings
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.train.trial import read_result
@@ -27,7 +29,6 @@ class Confirmation(NamedTuple):
         failed: how many did not.
         patients: of the test fold; 0 before it is opened.
         test: the score of their mean prediction on it; None before it is opened, or where undefined.
-        out_of_fold: likewise on all patients, each predicted by the replays that held him out.
     """
 
     metric: str
@@ -36,7 +37,6 @@ class Confirmation(NamedTuple):
     failed: int
     patients: int
     test: Interval | None
-    out_of_fold: Interval | None
 
     @property
     def mean(self) -> float | None:
@@ -72,7 +72,6 @@ def _confirmation(folder: RunFolder, trial: str, records: list[ReplayRecord]) ->
         failed=len(records) - len(scores),
         patients=_patients(folder.test_predictions(trial)),
         test=_interval(folder.test_predictions(trial), metric),
-        out_of_fold=_interval(folder.out_of_fold_predictions(trial), metric),
     )
 
 
@@ -86,23 +85,44 @@ def _interval(predictions: Path, metric: str) -> Interval | None:
     return kept_statistics(predictions, predictions.with_suffix(".json")).intervals[metric]
 
 
+def out_of_fold(folder: RunFolder, trial: str, metric: str) -> Interval | None:
+    """The mean over the folds of what a trial's replays score on each when it is held out; None before they are.
+
+    Not one score of all folds together: the probabilities of different models need not be on one scale.
+    """
+    path = folder.out_of_fold_predictions(trial)
+    if not path.is_file():
+        return None
+    table = pd.read_parquet(path)
+    folds = [
+        resampled_scores(as_predictions(table[table["fold"] == fold]), metric, seed=SEED + fold)[metric]
+        for fold in range(FOLDS)
+    ]
+    value, draws = np.mean([fold.value for fold in folds]), np.mean([fold.draws for fold in folds], axis=0)
+    fewest = min(fold.patients for fold in folds)  # resamples are drawn within folds, and as narrow as theirs
+    return Resampled(float(value), draws, fewest).interval
+
+
 def confirmation_text(folder: RunFolder) -> str:
     """What a person should take from the confirmation, a line a trial; "" if there was none."""
     confirmed = confirmations(folder)
     if not confirmed:
         return ""
-    lines = [f"confirmed trial {trial}: {', '.join(_parts(one))}" for trial, one in confirmed.items()]
+    lines = [
+        f"confirmed trial {trial}: {', '.join(_parts(one, out_of_fold(folder, trial, one.metric)))}"
+        for trial, one in confirmed.items()
+    ]
     return "\n".join([*lines, opened_text(len(read_openings(folder)))])
 
 
-def _parts(one: Confirmation) -> Iterator[str]:
+def _parts(one: Confirmation, all_folds: Interval | None) -> Iterator[str]:
     if one.mean is not None:
         spread = f" ± {one.sd:.3f}" if one.sd is not None else ""
         seeds = f"{len(one.scores)} fresh seed{'s' * (len(one.scores) != 1)}"
         yield f"{one.metric} {one.mean:.3f}{spread} from {seeds} ({one.searched:.3f} in the search)"
     if one.failed:
         yield f"{one.failed} of {one.failed + len(one.scores)} replays failed"
-    for name, interval in (("test fold", one.test), ("out of fold", one.out_of_fold)):
+    for name, interval in (("test fold", one.test), ("mean of the folds", all_folds)):
         if interval:
             bounds = f" (95 % {interval.low:.3f} to {interval.high:.3f})" if one.patients >= MIN_PATIENTS else ""
             yield f"{name} {interval.value:.3f}{bounds}"

@@ -5,7 +5,7 @@ In: a `RunData`. Out: a `Section`.
 
 from ichsearch.report.bootstrap import Interval
 from ichsearch.report.chart import Chart
-from ichsearch.report.confirmation import Confirmation, confirmations
+from ichsearch.report.confirmation import Confirmation, confirmations, out_of_fold
 from ichsearch.report.page import Cell, Column, Figure, Row, Section, Table, number, words
 from ichsearch.report.run_data import RunData
 from ichsearch.report.scales import categories, linear
@@ -59,22 +59,22 @@ def _table(data: RunData, confirmed: dict[str, Confirmation]) -> Table:
         Column("mean"),
         Column("sd"),
         Column("test fold", "of the replays' mean predictions"),
-        Column("out of fold", "of the replays' mean predictions on all folds, each by those that held it out"),
+        Column("mean of the folds", "of the scores on each fold when it was held out"),
     ]
-    rows = [Row(_cells(name, data.finished[name].backbone, one), name) for name, one in confirmed.items()]
+    rows = [Row(_cells(data, name, one), name) for name, one in confirmed.items()]
     return Table(f"Confirmed trials ({data.metric})", columns, rows)
 
 
-def _cells(trial: str, backbone: str, one: Confirmation) -> list[Cell]:
+def _cells(data: RunData, trial: str, one: Confirmation) -> list[Cell]:
     return [
         words(trial),
-        words(backbone),
+        words(data.finished[trial].backbone),
         number(one.searched),
         number(len(one.scores), "d"),
         number(one.mean),
         number(one.sd),
         _interval_cell(one.test),
-        _interval_cell(one.out_of_fold),
+        _interval_cell(out_of_fold(data.folder, trial, one.metric)),
     ]
 
 

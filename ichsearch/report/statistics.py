@@ -132,7 +132,7 @@ def intervals(predictions: Predictions) -> Intervals:
     return {name: score.interval for name, score in resampled_scores(predictions).items()}
 
 
-def resampled_scores(predictions: Predictions, only: str | None = None) -> dict[str, Resampled]:
+def resampled_scores(predictions: Predictions, only: str | None = None, seed: int = SEED) -> dict[str, Resampled]:
     """The scores by name, of slices and, with `patient_` before the name, of patients; or one of them alone.
 
     `log_loss` and `accuracy_multi` of all labels; `log_loss_<label>`, `auroc_<label>`, `average_precision_<label>`,
@@ -143,7 +143,7 @@ def resampled_scores(predictions: Predictions, only: str | None = None) -> dict[
     for level in _levels(predictions):
         for names, statistic in _statistics(level, predictions.labels):
             if only is None or _gives(names, only):
-                scores |= dict(zip(names, resample(statistic, len(predictions.patients)), strict=True))
+                scores |= dict(zip(names, resample(statistic, len(predictions.patients), seed), strict=True))
         for name in (f"{level.prefix}{averaged}" for averaged in AVERAGED):
             of_labels = [scores[f"{name}_{label}"] for label in predictions.labels if f"{name}_{label}" in scores]
             if of_labels:
