@@ -39,6 +39,15 @@ def test_the_position_baseline_is_the_prevalence_in_a_twentieth_drawn_to_the_mea
     np.testing.assert_allclose(predicted, expected, rtol=1e-6)
 
 
+def test_a_position_is_in_the_same_bin_however_it_was_rounded() -> None:
+    position = np.arange(101) / 100
+    labels = np.arange(101)[:, None] % 3 == 0
+    expected = position_baseline(position, labels.astype(np.float32), position)
+    for rounded in (position.astype(np.float32), position.astype(np.float32).astype(np.float64), position - 1e-8):
+        np.testing.assert_array_equal(position_baseline(rounded, labels.astype(np.float32), rounded), expected)
+    assert len(np.unique(expected)) > 1
+
+
 def signal_rows(patients: int = 60) -> list[Row]:
     """Slices whose tube current tells whether they bleed, in some; the header says nothing else."""
     rows = make_rows(patients=patients, slices=6, size=32, unlabelled_patients=2)
