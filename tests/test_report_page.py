@@ -178,19 +178,25 @@ def test_replays_and_the_test_fold_stand_beside_the_search(copy: RunFolder, shar
         shutil.copytree(copy.trial(source.name), copy.replay(record.name))
         copy.write_replay(record)
     copy.write_replay(ReplayRecord(trial=best.name, seed=3, fold=0, status="failed", reason="crashed"))
+    copy.write_replay(ReplayRecord(trial=other.name, seed=1, fold=0, status="failed", reason="crashed"))
     shutil.copy(copy.trial(other.name) / "predictions.parquet", copy.test_predictions(best.name))
     note_opening(copy, ["ichsearch", "confirm", "run"], [best.name])
 
     section = confirmation(RunData(copy, shards))
 
-    (row,) = cells(section)
+    row, second = cells(section)  # in the order of the search
+    assert [row[0], second[0]] == [best.name, other.name]
+    assert second[3:] == ["0", "–", "–", "–", "–"]
     scores = [best.result.score, other.result.score]
     expected = [f"{best.result.score:.3f}", "2", f"{np.mean(scores):.3f}", f"{np.std(scores, ddof=1):.3f}"]
     assert row[2:6] == expected
     assert row[6].startswith(f"{other.result.score:.3f} [")
     assert row[7] == "–"
+    text = write_report(copy, shards, []).read_text()
+    assert "what it holds on the test fold, confirm/confirm.csv says" in text
+    assert "untouched" not in text
     assert f"by `ichsearch confirm run`, for trials {best.name}." in section.notes[0]
-    assert section.notes[1].startswith("Replays that failed: 1;")
+    assert section.notes[1].startswith("Replays that failed: 2;")
 
 
 def test_the_rungs_tell_how_many_trials_were_promoted(data: RunData) -> None:
@@ -365,7 +371,7 @@ def test_it_says_on_what_and_by_which_commands_it_was_made(data: RunData) -> Non
     facts = dict(cells(section))
     assert facts["fingerprint of the shards"] == data.manifest.fingerprint
     assert facts["patients to validate on"] == "9"
-    environment = dict(cells(section, 2))
+    environment = dict(cells(section, 1))
     assert environment["torch"]
     assert environment["ray"]
 
