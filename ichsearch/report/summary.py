@@ -130,7 +130,7 @@ def summary_text(summary: Summary) -> str:
 def _test_fold(summary: Summary) -> str:
     if not summary.test_fold_opened:
         return "the test fold is untouched"
-    return "what it holds on the test fold, confirm/confirm.csv says"
+    return "the test fold has been opened, see confirm/confirm.csv"
 
 
 def _others(summary: Summary) -> str:
