@@ -161,7 +161,6 @@ def test_intervals_are_the_same_each_time_and_whatever_the_order_of_slices() -> 
 
 def test_fewer_patients_give_a_wider_interval() -> None:
     assert width(judged(15)) > width(judged(60)) > width(judged(240))
-    assert width(judged(15)) > 2 * width(judged(240))
 
 
 def test_more_slices_of_the_same_patients_make_it_no_surer() -> None:

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pandas as pd
 import pytest
 from judged_runs import add_judged_trial, add_trial, draw_truth, predicted
 from rich.console import Console
+from test_cli import ichsearch
 
 from ichsearch.errors import ConfigError
 from ichsearch.files import write_json
@@ -237,19 +236,14 @@ def test_rows_are_objects_whose_empty_cells_are_null(ranked: RunFolder) -> None:
     json.dumps(rows, allow_nan=False)
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    main = [sys.executable, "-c", "from ichsearch.cli import main; main()"]
-    return subprocess.run([*main, "leaderboard", *map(str, arguments)], capture_output=True, text=True, check=False)
-
-
 def test_the_verb_ranks_prints_and_filters(ranked: RunFolder) -> None:
-    refused = command(ranked.root)
+    refused = ichsearch("leaderboard", ranked.root)
     assert refused.returncode == 4, "a folder without a space is no run"
     assert "RUN must be the folder of a run" in refused.stderr
     ranked.space.touch()
     write_json(ranked.split, {"seed": 0, "fingerprint": "", "patients": {}, "unreliable": {}})
     ranked.ranking.unlink()
-    done = command(ranked.root, "--pareto", "score,seconds", "--json")
+    done = ichsearch("leaderboard", ranked.root, "--pareto", "score,seconds", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert [row["trial"] for row in told["rows"]] == [told["summary"]["trial"]], "all trials took the same time"

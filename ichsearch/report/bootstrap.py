@@ -73,10 +73,9 @@ def resample(statistic: Statistic, patients: int, seed: int = SEED) -> list[Resa
     """
     weights = _weights(patients, seed, RESAMPLES)
     values = statistic(np.ones((1, patients)))[:, 0]
-    draws = [statistic(weights[start : start + CHUNK].astype(np.float64)) for start in range(0, RESAMPLES, CHUNK)]
-    return [
-        Resampled(float(value), row, patients) for value, row in zip(values, np.concatenate(draws, axis=1), strict=True)
-    ]
+    chunks = [statistic(weights[start : start + CHUNK].astype(np.float64)) for start in range(0, RESAMPLES, CHUNK)]
+    draws = np.concatenate(chunks, axis=1)
+    return [Resampled(float(value), row, patients) for value, row in zip(values, draws, strict=True)]
 
 
 @lru_cache(maxsize=2)
