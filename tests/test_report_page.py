@@ -13,6 +13,7 @@ import torch
 from books import PARAMETERS, make_space
 from runs import write_cohort_shards, write_run
 
+from ichsearch.cli import main
 from ichsearch.data.batches import Batches
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
@@ -386,6 +387,19 @@ def test_a_command_is_kept_once_a_run_has_begun(tmp_path: Path) -> None:
     noting(told.append, folder, ["ichsearch", "confirm"])(Event("confirming", "", {}))
     assert [entry["command"] for entry in read_commands(folder)] == ["ichsearch run", "ichsearch confirm"]
     assert len(told) == 4
+
+
+def test_the_command_draws_the_page_and_stands_on_it(
+    copy: RunFolder, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy.report.unlink()
+    monkeypatch.setattr("sys.argv", ["ichsearch", "report", str(copy.root), "--data", str(shards)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (0, None)
+    assert f"{copy.report}: open it in a browser" in capsys.readouterr().out
+    drawn = copy.report.read_text()
+    assert f"ichsearch report {copy.root} --data {shards}\n" in drawn
 
 
 def test_shards_are_those_that_the_run_is_on(folder: RunFolder, shards: Path, tmp_path: Path) -> None:
