@@ -326,7 +326,7 @@ def test_one_trial_is_enough(shards: Path, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", shards, make_space(trials=1))
     text = write_report(folder, shards, []).read_text()
     assert "Missing: every trial has the same parameters." in text
-    assert "the importance of parameters needs 12 finished trials" in text.lower()
+    assert "the importance of parameters needs 20 finished trials" in text.lower()
 
 
 @pytest.mark.parametrize("channels", ["neighbours", "hist"])
