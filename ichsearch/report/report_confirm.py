@@ -38,7 +38,8 @@ def confirmation(data: RunData) -> Section:
         f"{', '.join(opening.trials)}."
         for opening in read_openings(data.folder)
     ]
-    confirmed = [_confirmed(data, trial) for trial in dict.fromkeys(one.trial for one in data.folder.replays())]
+    replayed = {record.trial for record in data.folder.replays()}
+    confirmed = [_confirmed(data, trial.name) for trial in data.ranked if trial.name in replayed]
     if not confirmed:
         missing = (
             f"Not confirmed yet: the best score is the luckiest of {len(data.finished)}. `ichsearch confirm RUN` "

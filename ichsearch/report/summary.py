@@ -10,6 +10,7 @@ from ichsearch.files import write_json
 from ichsearch.report.bootstrap import MIN_PATIENTS
 from ichsearch.report.leaderboard import write_leaderboard
 from ichsearch.report.ranking import Ranked, Ranking, rank_trials
+from ichsearch.search.openings import read_openings
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.metrics import LOWER_IS_BETTER
 
@@ -49,6 +50,7 @@ class Summary(NamedTuple):
         tied: the other trials that cannot be told from it.
         unbeaten: the baselines that it is not shown to beat.
         rival: None where no baselines were fitted.
+        test_fold_opened: how often the test fold was opened.
     """
 
     trial: str
@@ -64,6 +66,7 @@ class Summary(NamedTuple):
     tied: tuple[str, ...]
     unbeaten: tuple[str, ...]
     rival: Rival | None
+    test_fold_opened: int
 
 
 def summarise(folder: RunFolder, shards: Path | None) -> Summary:
@@ -86,6 +89,7 @@ def summarise(folder: RunFolder, shards: Path | None) -> Summary:
         tied=tuple(trial for trial in ranking.tied if trial != ranking.best),
         unbeaten=tuple(name for name in ranking.baselines if name not in best.beats),
         rival=_rival(ranking),
+        test_fold_opened=len(read_openings(folder)),
     )
     write_json(folder.summary, summary_as_json(summary))
     return summary
@@ -118,9 +122,15 @@ def summary_text(summary: Summary) -> str:
             f"on {summary.slices} validation slices of {summary.patients} patients",
             f"other trials: {_others(summary)}",
             f"rules that see no image: {_baselines(summary)}",
-            "chosen on these patients, so its score is optimistic; the test fold is untouched · not for clinical use",
+            f"chosen on these patients, so its score is optimistic; {_test_fold(summary)} · not for clinical use",
         ]
     )
+
+
+def _test_fold(summary: Summary) -> str:
+    if not summary.test_fold_opened:
+        return "the test fold is untouched"
+    return "the test fold has been opened, see confirm/confirm.csv"
 
 
 def _others(summary: Summary) -> str:
