@@ -327,6 +327,7 @@ def run(
     """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
     from ichsearch.cli_events import RunPrinter
     from ichsearch.cli_progress import progress
+    from ichsearch.report.confirmation import confirmation_text
     from ichsearch.report.leaderboard import write_leaderboard
     from ichsearch.report.lr_plot import draw_curve
     from ichsearch.report.provenance import noting
@@ -351,6 +352,8 @@ def run(
                 loaded, data, target, address=address, extend=extend, command=command, watchers=watchers
             )
         printer.say(summary_text(summarise(outcome.folder, outcome.shards)))
+        if confirmed := confirmation_text(outcome.folder):
+            printer.say(confirmed)
         printer.say(drawn_at_the_end(outcome.folder, outcome.shards))
     printer.close(leaderboard, loaded.metric, outcome.standing)
 
@@ -375,21 +378,26 @@ def confirm(
     """Train the best trials of a run anew from fresh seeds, then open the test fold for them; noted in the run."""
     from ichsearch.cli_events import RunPrinter
     from ichsearch.cli_progress import progress
+    from ichsearch.report.confirmation import confirmation_text
     from ichsearch.report.leaderboard import write_leaderboard
     from ichsearch.report.lr_plot import draw_curve
     from ichsearch.report.provenance import noting
-    from ichsearch.report.report import drawn_at_the_end, shards_of
+    from ichsearch.report.report import drawn_at_the_end
+    from ichsearch.search import events
     from ichsearch.search.confirm import confirm_run
     from ichsearch.search.run_folder import RunFolder
     from ichsearch.search.stages import Watchers
 
     given = {"top": top, "seeds": seeds, "folds": folds}
     options = {name: value for name, value in given.items() if value is not None}
-    command = _command()
+    target, command = RunFolder(folder.resolve()), _command()
     printer = RunPrinter(out, err, command, as_json=as_json)
-    leaderboard = RunFolder(folder).leaderboard
-    with printer.ending(leaderboard, ""), progress(err) as show:
-        watchers = Watchers(noting(printer.tell, RunFolder(folder), command), show, write_leaderboard, draw_curve)
-        confirmed = confirm_run(folder, data, options, address=address, command=command, watchers=watchers)
-    printer.say(drawn_at_the_end(confirmed, shards_of(confirmed, data)))
-    say(f"leaderboard: {leaderboard}")
+    with printer.ending(target.leaderboard, ""):
+        with progress(err) as show:
+            watchers = Watchers(noting(printer.tell, target, command), show, write_leaderboard, draw_curve)
+            confirmed = confirm_run(target, data, options, address=address, command=command, watchers=watchers)
+        write_leaderboard(target)
+        printer.say(confirmation_text(target))
+        printer.say(drawn_at_the_end(target, confirmed.shards))
+    line = f"leaderboard: {target.leaderboard}"
+    printer.tell(events.done(target.leaderboard, confirmed.metric, None, line, 0, "confirmed"))

@@ -35,6 +35,7 @@ device_hours: 24
 trial_limit: 90
 promotion: {eta: 2, first_epochs: 2, child: continue, random_share: 0}
 keep: {best: 3, disk_gb: 1.5}
+confirm: {top: 2, seeds: 5, folds: true}
 constraints:
   max_parameters: 30_000_000
   forbidden: [{backbone: [test_resnet, test_vit2], batch_size: 8}]

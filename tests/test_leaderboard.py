@@ -25,7 +25,7 @@ from ichsearch.train.metrics import Metric
 
 STABLE_COLUMNS = (
     "rank,place,trial,status,reason,metric,score,low,high,difference,difference_low,difference_high,p_holm,tied,"
-    "beats_baselines,log_loss,log_loss_low,log_loss_high,accuracy_multi,accuracy_multi_low,accuracy_multi_high,"
+    "beats_baselines,confirmed,confirmed_mean,confirmed_sd,test_score,test_low,test_high,log_loss,log_loss_low,log_loss_high,accuracy_multi,accuracy_multi_low,accuracy_multi_high,"
     "auroc_epidural,auroc_intraparenchymal,auroc_intraventricular,auroc_subarachnoid,auroc_subdural,auroc_any,"
     "auroc_any_low,auroc_any_high,average_precision_epidural,average_precision_intraparenchymal,"
     "average_precision_intraventricular,average_precision_subarachnoid,average_precision_subdural,"

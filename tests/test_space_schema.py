@@ -53,7 +53,8 @@ def test_a_resolved_shipped_space_passes() -> None:
 
 
 SEEN = [
-    "unknown key", "unknown key of a section", "key below the parameters", "parameter beside the parameters",
+    "unknown key", "unknown key of a section", "unknown key of an optional section", "confirm nothing",
+    "key below the parameters", "parameter beside the parameters",
     "unknown parameter", "unknown key of a domain", "wrong type", "number in quotes", "parameter in quotes",
     "truth for a number", "half an epoch", "yes for true", "below its minimum", "unknown metric", "text for a list",
     "null", "null parameter", "null in a choice", "missing parameter", "missing name", "neither constant nor domain",

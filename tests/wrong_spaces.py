@@ -7,6 +7,8 @@ what must be said of it.
 WRONG: dict[str, tuple[str, str, int | None, str]] = {
     "unknown key": ("epochs: 2", "epoch: 2", 4, "unknown key 'epoch'; did you mean epochs"),
     "unknown key of a section": ("{steps: 20}", "{stepps: 20}", 6, "unknown key 'stepps'; did you mean steps"),
+    "unknown key of an optional section": ("trials: 3", "confirm: {tops: 3}", 3, "unknown key 'tops'; did you mean"),
+    "confirm nothing": ("trials: 3", "confirm: {top: 0}", 3, "greater than or equal to 1, but got 0; raise it"),
     "key below the parameters": (
         "  size: 32",
         "  size: 32\n  epochs: 3",

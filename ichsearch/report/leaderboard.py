@@ -14,6 +14,7 @@ from pandas.api.types import is_numeric_dtype
 from ichsearch.files import sha256_of, write_text
 from ichsearch.labels import LABELS
 from ichsearch.report.baselines import baseline_intervals
+from ichsearch.report.confirmation import Confirmation, confirmations
 from ichsearch.report.ranking import Ranked, Ranking, known_ranking
 from ichsearch.report.statistics import Intervals, known_statistics
 from ichsearch.search.parameters import SEARCHED
@@ -43,6 +44,7 @@ BASELINE: Final = "baseline"
 COLUMNS: Final = (
     "rank", "place", "trial", "status", "reason", "metric", "score", "low", "high",
     "difference", "difference_low", "difference_high", "p_holm", "tied", "beats_baselines",
+    "confirmed", "confirmed_mean", "confirmed_sd", "test_score", "test_low", "test_high",
     *(column for name in METRICS for column in ((name, f"{name}_low", f"{name}_high") if name in BOUNDED else (name,))),
     "task", *SEARCHED, "lr_factor", "lr_suggestion", "weights", "parent", "epochs", "epochs_trained", "restarted",
     "best_epoch", "seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m", "checkpoint",
@@ -77,7 +79,7 @@ def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
     ranking = known_ranking(folder)
     rows = [*_trial_rows(folder, ranking), *_baseline_rows(folder, ranking)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table = table.astype({"tied": "boolean", "beats_baselines": "boolean"})
+    table = table.astype({"tied": "boolean", "beats_baselines": "boolean", "confirmed": "Int64"})
     if not len(table):
         return table
     lower = table["metric"].iloc[0] in LOWER_IS_BETTER
@@ -89,8 +91,9 @@ def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
 
 
 def _trial_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[str, Any]]:
+    confirmed = confirmations(folder)
     for record in folder.records():
-        row = _record(record)
+        row = _record(record) | _confirmed(confirmed.get(record.trial))
         if result := read_result(folder.trial(record.trial)):
             row |= _result(folder.root, record, result) | _bounds(_known_intervals(folder, record.trial))
             row |= _bounds_of_score(row) | (_standing(ranking.trials[record.trial], ranking) if ranking else {})
@@ -110,6 +113,17 @@ def _record(record: TrialRecord) -> dict[str, Any]:
         "parent": record.parent,
         "epochs": record.epochs,
     }
+
+
+def _confirmed(confirmation: Confirmation | None) -> dict[str, Any]:
+    """Columns of a trial's replays from fresh seeds, and of their mean prediction on the test fold."""
+    if confirmation is None:
+        return {}
+    row: dict[str, Any] = {"confirmed": len(confirmation.scores)}
+    row |= {"confirmed_mean": confirmation.mean, "confirmed_sd": confirmation.sd}
+    if test := confirmation.test:
+        row |= {"test_score": test.value, "test_low": test.low, "test_high": test.high}
+    return row
 
 
 def _result(root: Path, record: TrialRecord, result: TrialResult) -> dict[str, Any]:
@@ -135,7 +149,7 @@ def _known_intervals(folder: RunFolder, trial: str) -> Intervals:
     path = folder.trial(trial) / PREDICTIONS
     if not folder.statistics(trial).is_file() or not path.is_file():
         return {}
-    known = known_statistics(folder, trial, sha256_of(path))
+    known = known_statistics(folder.statistics(trial), sha256_of(path))
     return known.intervals if known else {}
 
 

@@ -100,20 +100,27 @@ def trial_statistics(folder: RunFolder, trial: str) -> TrialStatistics:
     Raises:
         DataError: the trial's predictions cannot be read.
     """
-    path = folder.trial(trial) / PREDICTIONS
+    return kept_statistics(folder.trial(trial) / PREDICTIONS, folder.statistics(trial))
+
+
+def kept_statistics(path: Path, kept: Path) -> TrialStatistics:
+    """All scores of the predictions in `path` with their intervals, from the file `kept` unless that is out of date.
+
+    Raises:
+        DataError: the predictions cannot be read.
+    """
     predictions = read_predictions(path)
     digest = sha256_of(path)
-    known = known_statistics(folder, trial, digest)
+    known = known_statistics(kept, digest)
     if known is not None:
         return known
     found = TrialStatistics(digest, intervals(predictions))
-    write_json(folder.statistics(trial), _as_json(found))
+    write_json(kept, _as_json(found))
     return found
 
 
-def known_statistics(folder: RunFolder, trial: str, digest: str) -> TrialStatistics | None:
-    """What `statistics.json` says of predictions with this SHA-256; None if it says nothing of them."""
-    path = folder.statistics(trial)
+def known_statistics(path: Path, digest: str) -> TrialStatistics | None:
+    """What a file says of predictions with this SHA-256; None if it says nothing of them."""
     saved = read_json(path) if path.is_file() else {}
     if {name: saved.get(name) for name in (*settings(), "predictions")} != settings() | {"predictions": digest}:
         return None
@@ -125,7 +132,7 @@ def intervals(predictions: Predictions) -> Intervals:
     return {name: score.interval for name, score in resampled_scores(predictions).items()}
 
 
-def resampled_scores(predictions: Predictions, only: str | None = None) -> dict[str, Resampled]:
+def resampled_scores(predictions: Predictions, only: str | None = None, seed: int = SEED) -> dict[str, Resampled]:
     """The scores by name, of slices and, with `patient_` before the name, of patients; or one of them alone.
 
     `log_loss` and `accuracy_multi` of all labels; `log_loss_<label>`, `auroc_<label>`, `average_precision_<label>`,
@@ -136,7 +143,7 @@ def resampled_scores(predictions: Predictions, only: str | None = None) -> dict[
     for level in _levels(predictions):
         for names, statistic in _statistics(level, predictions.labels):
             if only is None or _gives(names, only):
-                scores |= dict(zip(names, resample(statistic, len(predictions.patients)), strict=True))
+                scores |= dict(zip(names, resample(statistic, len(predictions.patients), seed), strict=True))
         for name in (f"{level.prefix}{averaged}" for averaged in AVERAGED):
             of_labels = [scores[f"{name}_{label}"] for label in predictions.labels if f"{name}_{label}" in scores]
             if of_labels:

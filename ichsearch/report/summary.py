@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ichsearch.files import write_json
 from ichsearch.report.bootstrap import MIN_PATIENTS
+from ichsearch.report.confirmation import opened_text
 from ichsearch.report.leaderboard import write_leaderboard
 from ichsearch.report.ranking import Ranked, Ranking, rank_trials
 from ichsearch.search.openings import read_openings
@@ -50,7 +51,7 @@ class Summary(NamedTuple):
         tied: the other trials that cannot be told from it.
         unbeaten: the baselines that it is not shown to beat.
         rival: None where no baselines were fitted.
-        test_fold_opened: how often the test fold was opened.
+        openings: how often the test fold was opened.
     """
 
     trial: str
@@ -66,7 +67,7 @@ class Summary(NamedTuple):
     tied: tuple[str, ...]
     unbeaten: tuple[str, ...]
     rival: Rival | None
-    test_fold_opened: int
+    openings: int
 
 
 def summarise(folder: RunFolder, shards: Path | None) -> Summary:
@@ -89,7 +90,7 @@ def summarise(folder: RunFolder, shards: Path | None) -> Summary:
         tied=tuple(trial for trial in ranking.tied if trial != ranking.best),
         unbeaten=tuple(name for name in ranking.baselines if name not in best.beats),
         rival=_rival(ranking),
-        test_fold_opened=len(read_openings(folder)),
+        openings=len(read_openings(folder)),
     )
     write_json(folder.summary, summary_as_json(summary))
     return summary
@@ -122,7 +123,8 @@ def summary_text(summary: Summary) -> str:
             f"on {summary.slices} validation slices of {summary.patients} patients",
             f"other trials: {_others(summary)}",
             f"rules that see no image: {_baselines(summary)}",
-            f"chosen on these patients, so its score is optimistic; {_test_fold(summary)} · not for clinical use",
+            f"chosen on these patients, so its score is optimistic; {opened_text(summary.openings)} · "
+            "not for clinical use",
         ]
     )
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import FOLDS, Split
@@ -55,19 +55,26 @@ class _Work:
         return self.assignment.folder
 
 
+class Confirmed(NamedTuple):
+    """A run whose best trials were confirmed."""
+
+    shards: Path
+    metric: str
+
+
 def confirm_run(
-    out: Path,
+    folder: RunFolder,
     data: Path | None,
     options: Mapping[str, Any],
     *,
     address: str | None,
     command: Sequence[str],
     watchers: Watchers,
-) -> RunFolder:
-    """Confirm the best trials of the run in `out`, or go on with that.
+) -> Confirmed:
+    """Confirm the best trials of a run, or go on with that.
 
     Args:
-        out: the run folder.
+        folder: the run's.
         data: the run's shards; None for a run on its own phantom cohort.
         options: `top`, `seeds`, `folds` instead of what the space says.
         address: of a Ray cluster.
@@ -75,13 +82,12 @@ def confirm_run(
         watchers: who hears of it.
 
     Raises:
-        ConfigError: `out` is no run, or was made on other data.
+        ConfigError: the folder is no run's, or was made on other data.
         NoTrialFinishedError: no trial has finished, or no replay.
         AlreadyRunningError: a driver is at work on the folder.
         ClusterError: the cluster went away.
         StorageError: a disk is full.
     """
-    folder = RunFolder(out.resolve())
     if not (folder.space.is_file() and folder.split.is_file()):
         raise ConfigError(f"RUN must be the folder of a run, but {folder.root} is none; give --out of `ichsearch run`")
     space = load_space(folder.space)
@@ -90,16 +96,18 @@ def confirm_run(
         raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")
     if data is not None:
         _refuse_other_data(folder, space, data)
-    with lease(folder.root) as held, ray_session(address):
-        shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
-        plan = (space.confirm or Confirm()).model_copy(update=options)
-        confirm(space, folder, shards, plan, held=held, command=command, watchers=watchers)
+    with lease(folder.root) as held:
+        watchers.tell(events.connecting(address))
+        with ray_session(address):
+            shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
+            plan = (space.confirm or Confirm()).model_copy(update=options)
+            confirm(space, folder, shards, plan, held=held, command=command, watchers=watchers)
     if not any(record.status == "finished" for record in folder.replays()):
         reasons = ", ".join(sorted({record.reason for record in folder.replays()}))
         raise NoTrialFinishedError(
             f"at least one replay must finish, but all failed ({reasons}); see confirm/*/error.txt"
         )
-    return folder
+    return Confirmed(shards, space.metric)
 
 
 def _require_finished(folder: RunFolder, space: Space) -> None:

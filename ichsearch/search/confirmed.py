@@ -50,7 +50,9 @@ def write_confirmed(folder: RunFolder) -> None:
             _write_table(folder.test_predictions(trial), [test])
         known = [mean for mean in means if mean is not None]
         if len(known) == FOLDS:
-            _write_table(folder.out_of_fold_predictions(trial), known)
+            _write_table(
+                folder.out_of_fold_predictions(trial), [mean.assign(fold=fold) for fold, mean in enumerate(known)]
+            )
 
 
 def _row(folder: RunFolder, record: ReplayRecord) -> dict[str, Any]:

@@ -21,7 +21,8 @@ Each object stands on a line of its own and says in `event` what it is; times ar
 - `test_fold`: `opening` (it is opened now, and that was noted), `openings` (how many times so far), `first` and `last`
   (when), `trials` (of the last);
 - `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path), `metric`, and how the run stands
-  unless it ended before that was known; `exit_code` is 130 for an interrupted run, `reason` the message of a failure.
+  unless it ended before that was known (a confirmation never says it); `exit_code` is 130 for an interrupted run,
+  `reason` the message of a failure.
 
 How the run stands: `best` (null, or `trial` and `score`), `counts` (`finished`, `failed`, `running`, `trials`: how many
 there may be), `spent_s`, `time_s` (budget or null), `device_s`, `device_limit_s` (likewise), `eta_s`.
