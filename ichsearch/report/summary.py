@@ -129,12 +129,6 @@ def summary_text(summary: Summary) -> str:
     )
 
 
-def _test_fold(summary: Summary) -> str:
-    if not summary.test_fold_opened:
-        return "the test fold is untouched"
-    return "the test fold has been opened, see confirm/confirm.csv"
-
-
 def _others(summary: Summary) -> str:
     others, tied = summary.trials - 1, len(summary.tied)
     if not others:
