@@ -303,7 +303,7 @@ def report(
     from ichsearch.search.run_folder import RunFolder
 
     folder = RunFolder(run_folder.resolve())
-    page = write_report(folder, shards_of(folder, data), _command())
+    page = write_report(folder, shards_of(folder, data), [shlex.join(_command())])
     say(f"{page}: open it in a browser")
 
 

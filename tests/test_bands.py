@@ -46,7 +46,7 @@ def test_the_band_is_that_of_resamples_drawn_one_by_one(monkeypatch: pytest.Monk
         rows = np.concatenate([np.tile(own, count) for own, count in zip(rows_of, counts, strict=True)])
         fpr, tpr, _ = roc_curve(data.positive[rows], data.scores[rows], drop_intermediate=False)
         lines.append(np.interp(band.x, fpr, tpr))
-    low, high = np.percentile(lines, [2.5, 97.5], axis=0)
+    low, high = np.percentile(lines, bootstrap._ends_percent(15), axis=0)
     np.testing.assert_allclose(band.low, low, atol=1e-9)
     np.testing.assert_allclose(band.high, high, atol=1e-9)
 

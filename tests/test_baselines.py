@@ -10,6 +10,7 @@ from judged_runs import add_judged_trial
 from slice_sets import Row, make_rows, split_of, write_shards
 
 from ichsearch.data.cache import open_slices
+from ichsearch.data.split import VALIDATION_FOLD
 from ichsearch.data.tasks import Task, task_columns, task_labels
 from ichsearch.errors import DataError
 from ichsearch.files import read_json, write_json
@@ -37,6 +38,15 @@ def test_the_position_baseline_is_the_prevalence_in_a_twentieth_drawn_to_the_mea
         (np.array([1, 0]) + 10 * overall) / 11,  # 1 belongs to the last bin
     ]
     np.testing.assert_allclose(predicted, expected, rtol=1e-6)
+
+
+def test_a_position_is_in_the_same_bin_however_it_was_rounded() -> None:
+    position = np.arange(101) / 100
+    labels = np.arange(101)[:, None] % 3 == 0
+    expected = position_baseline(position, labels.astype(np.float32), position)
+    for rounded in (position.astype(np.float32), position.astype(np.float32).astype(np.float64), position - 1e-8):
+        np.testing.assert_array_equal(position_baseline(rounded, labels.astype(np.float32), rounded), expected)
+    assert len(np.unique(expected)) > 1
 
 
 def signal_rows(patients: int = 60) -> list[Row]:
@@ -128,10 +138,8 @@ def test_what_validation_patients_have_is_not_learnt(tmp_path: Path, monkeypatch
     rows = make_rows(patients=60, slices=6, size=32)
     plain = Run(tmp_path / "plain", rows, metric="auroc_any")
     for row in rows:
-        if plain.split.patients[row["patient"]] <= 1:
-            row["tube_current_ma"] = 100.0 + 100.0 * row["any"]
-        else:
-            row["tube_current_ma"] = 100.0 + 100.0 * (len(row["slice"] + str(row["series_index"])) % 2)
+        judged = plain.split.patients[row["patient"]] <= VALIDATION_FOLD
+        row["tube_current_ma"] = 100.0 + 100.0 * (judged and row["any"])
     told = Run(tmp_path / "told", rows, metric="auroc_any")
     assert told.rank().baselines["metadata"].value < 0.7
 

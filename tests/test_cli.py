@@ -172,11 +172,8 @@ def test_ctrl_c_going_on_and_extending(shards: Path, tmp_path: Path) -> None:
     assert len(trials_of(run)) == 4
     assert f"report: {run / 'report.html'}" in extended.stdout
 
-    before = (run / "report.html").read_text()
-    assert before.count("ichsearch run --space") == 3 + 1  # three starts that began, and how to do it again
-    drawn = ichsearch("report", run, "--data", shards)
-    assert drawn.returncode == 0, drawn.stderr
-    assert f"ichsearch report {run} --data {shards}" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert page.count("ichsearch run --space") == 3 + 1  # three starts that began, and how to do it again
 
 
 def test_a_report_of_no_run_ends_with_4(tmp_path: Path) -> None:

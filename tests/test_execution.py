@@ -30,8 +30,9 @@ pretrained: no
 resources: {cpus_per_trial: 1}
 parameters: {backbone: test_resnet, batch_size: 8, size: 32, channels: hu, lr: {float: [0.001, 0.01]}}
 """
-OURS = ("run two", "slices by patient", "unreliable", "test_resnet:", "trial 000", "best trial", "other trials",
-        "rules that see no image", "chosen on", "all trials are done", "leaderboard:", "to go on:")  # fmt: skip
+OURS = ("starting Ray", "run two", "slices by patient", "unreliable", "test_resnet:", "trial 000", "best trial",
+        "other trials", "rules that see no image", "chosen on", "report:", "all trials are done", "leaderboard:",
+        "to go on:")  # fmt: skip
 STANDING = Standing(1, 0, 1, 2, ("0000", 0.5), 1.0, None, 1.0, None, None, "")
 
 

@@ -35,7 +35,7 @@ def test_what_mattered_comes_first_and_shares_add_up(tmp_path: Path) -> None:
 
 
 def test_the_length_with_most_trials_is_looked_at(tmp_path: Path) -> None:
-    result = read_importance(told(tmp_path, make_space(trials=40, sampler="random")))
+    result = read_importance(told(tmp_path, make_space(trials=60, sampler="random")))
     assert result.study == "small · 1 epoch"
     assert f"n = {result.trials}" in result.caveat
 
@@ -43,12 +43,12 @@ def test_the_length_with_most_trials_is_looked_at(tmp_path: Path) -> None:
 def test_few_trials_tell_nothing(tmp_path: Path) -> None:
     result = read_importance(told(tmp_path, plain_space(trials=FEWEST_TRIALS - 1)))
     assert not result.shares
-    assert f"needs {FEWEST_TRIALS} finished trials of one length, but this run has 11" in result.caveat
+    assert f"needs {FEWEST_TRIALS} finished trials of one length, but this run has 19" in result.caveat
     assert not read_importance(RunFolder(tmp_path / "nothing")).shares
 
 
 def test_it_is_the_same_each_time_and_leaves_the_journal_alone(tmp_path: Path) -> None:
-    folder = told(tmp_path, plain_space(trials=20, sampler="random"))
+    folder = told(tmp_path, plain_space(trials=24, sampler="random"))
     before = folder.journal.read_bytes()
     first = read_importance(folder)
     folder.journal.write_bytes(before + b'{"op_code": 6, "worker')  # a driver is writing

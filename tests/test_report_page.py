@@ -13,6 +13,7 @@ import torch
 from books import PARAMETERS, make_space
 from runs import write_cohort_shards, write_run
 
+from ichsearch.cli import main
 from ichsearch.data.batches import Batches
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
@@ -178,19 +179,25 @@ def test_replays_and_the_test_fold_stand_beside_the_search(copy: RunFolder, shar
         shutil.copytree(copy.trial(source.name), copy.replay(record.name))
         copy.write_replay(record)
     copy.write_replay(ReplayRecord(trial=best.name, seed=3, fold=0, status="failed", reason="crashed"))
+    copy.write_replay(ReplayRecord(trial=other.name, seed=1, fold=0, status="failed", reason="crashed"))
     shutil.copy(copy.trial(other.name) / "predictions.parquet", copy.test_predictions(best.name))
     note_opening(copy, ["ichsearch", "confirm", "run"], [best.name])
 
     section = confirmation(RunData(copy, shards))
 
-    (row,) = cells(section)
+    row, second = cells(section)  # in the order of the search
+    assert [row[0], second[0]] == [best.name, other.name]
+    assert second[3:] == ["0", "–", "–", "–", "–"]
     scores = [best.result.score, other.result.score]
     expected = [f"{best.result.score:.3f}", "2", f"{np.mean(scores):.3f}", f"{np.std(scores, ddof=1):.3f}"]
     assert row[2:6] == expected
     assert row[6].startswith(f"{other.result.score:.3f} [")
     assert row[7] == "–"
+    text = write_report(copy, shards, []).read_text()
+    assert "the test fold was opened 1 time, see test_fold.json" in text
+    assert "untouched" not in text
     assert f"by `ichsearch confirm run`, for trials {best.name}." in section.notes[0]
-    assert section.notes[1].startswith("Replays that failed: 1;")
+    assert section.notes[1].startswith("Replays that failed: 2;")
 
 
 def test_the_rungs_tell_how_many_trials_were_promoted(data: RunData) -> None:
@@ -319,7 +326,7 @@ def test_one_trial_is_enough(shards: Path, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", shards, make_space(trials=1))
     text = write_report(folder, shards, []).read_text()
     assert "Missing: every trial has the same parameters." in text
-    assert "the importance of parameters needs 12 finished trials" in text.lower()
+    assert "the importance of parameters needs 20 finished trials" in text.lower()
 
 
 @pytest.mark.parametrize("channels", ["neighbours", "hist"])
@@ -365,7 +372,7 @@ def test_it_says_on_what_and_by_which_commands_it_was_made(data: RunData) -> Non
     facts = dict(cells(section))
     assert facts["fingerprint of the shards"] == data.manifest.fingerprint
     assert facts["patients to validate on"] == "9"
-    environment = dict(cells(section, 2))
+    environment = dict(cells(section, 1))
     assert environment["torch"]
     assert environment["ray"]
 
@@ -380,6 +387,19 @@ def test_a_command_is_kept_once_a_run_has_begun(tmp_path: Path) -> None:
     noting(told.append, folder, ["ichsearch", "confirm"])(Event("confirming", "", {}))
     assert [entry["command"] for entry in read_commands(folder)] == ["ichsearch run", "ichsearch confirm"]
     assert len(told) == 4
+
+
+def test_the_command_draws_the_page_and_stands_on_it(
+    copy: RunFolder, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy.report.unlink()
+    monkeypatch.setattr("sys.argv", ["ichsearch", "report", str(copy.root), "--data", str(shards)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (0, None)
+    assert f"{copy.report}: open it in a browser" in capsys.readouterr().out
+    drawn = copy.report.read_text()
+    assert f"ichsearch report {copy.root} --data {shards}\n" in drawn
 
 
 def test_shards_are_those_that_the_run_is_on(folder: RunFolder, shards: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ichsearch.data.cache import relative_position
 from ichsearch.train.metrics import FloatArray
 
 BINS: Final = 20
+ROUNDING: Final = 1e-5
 PRIOR_SLICES: Final = 10
 """Weight of the overall prevalence in every bin, in slices."""
 TREES: Final = 200
@@ -95,4 +96,5 @@ def position_baseline(train_position: FloatArray, train_labels: FloatArray, posi
 
 
 def _bins(position: FloatArray) -> npt.NDArray[np.int64]:
-    return np.minimum((position * BINS).astype(np.int64), BINS - 1)
+    """The bin of each position; one on an edge belongs to the bin above, however it was rounded."""
+    return np.minimum((position * BINS + ROUNDING).astype(np.int64), BINS - 1)

@@ -61,8 +61,10 @@ class Ranking(_Frozen):
 
     @property
     def tied(self) -> list[str]:
-        """The trials that share the first rank, the best among them."""
-        return [name for name, ranked in self.trials.items() if ranked.tied]
+        """The trials that share the first rank, the best first."""
+        worse = 1 if self.metric in LOWER_IS_BETTER else -1
+        names = [name for name, ranked in self.trials.items() if ranked.tied]
+        return sorted(names, key=lambda name: (name != self.best, worse * self.trials[name].value))
 
 
 class _Judged(NamedTuple):

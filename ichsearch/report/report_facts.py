@@ -58,19 +58,25 @@ def provenance(data: RunData, commands: Sequence[str]) -> Section:
     noted = read_commands(data.folder)
     made_with = _facts("Environment", _told(noted[-1] if noted else environment()))
     made = [f"{entry['command']}   # {entry['when']}" for entry in noted]
-    again = (
-        f"ichsearch run --space space.yaml --data SHARDS --out NEW_FOLDER   # SHARDS: {_split(data).fingerprint[:16]}"
-    )
     return Section(
         "made",
         "How this was made",
         "The same search again takes the run's space.yaml, shards with the same fingerprint, and these versions.",
-        tables=[_facts("Data", _data_facts(data)), _best(data), made_with],
+        tables=[_facts("Data", _data_facts(data)), made_with, _best(data)],
         commands=[
             *made,
             *(command for command in commands if command not in {entry["command"] for entry in noted}),
-            again,
+            _again(data),
         ],
+    )
+
+
+def _again(data: RunData) -> str:
+    """The command that makes the same search; a phantom cohort is drawn anew."""
+    if data.folder.phantom.is_dir():
+        return "ichsearch run --space space.yaml --out NEW_FOLDER"
+    return (
+        f"ichsearch run --space space.yaml --data SHARDS --out NEW_FOLDER   # SHARDS: {_split(data).fingerprint[:16]}"
     )
 
 

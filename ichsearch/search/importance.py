@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ichsearch.search.drawing import parameter_of
 from ichsearch.search.run_folder import RunFolder
 
-FEWEST_TRIALS: Final = 12
-"""With fewer finished trials of one length a best quarter says nothing."""
+FEWEST_TRIALS: Final = 20
+"""Finished trials of one length: with fewer the best quarter has fewer than five, the least that Optuna advises."""
 FEW_TRIALS: Final = 40
 """With fewer the shares depend on a handful of good trials."""
 TOP_SHARE: Final = 0.25
