@@ -84,7 +84,8 @@ class Predictor:
 
 def series_neighbours(slices: int) -> npt.NDArray[np.int64]:
     """(N, 3) places of the slice below, the slice and the slice above in a series of N; its ends repeat."""
-    return np.clip(np.arange(slices)[:, None] + np.array([-1, 0, 1]), 0, max(slices - 1, 0)).astype(np.int64)
+    places: npt.NDArray[np.int64] = np.arange(slices)[:, None] + np.array([-1, 0, 1])
+    return places.clip(0, max(slices - 1, 0))
 
 
 def load_predictor(

@@ -38,7 +38,8 @@ class Pipeline(nn.Module):
         assert isinstance(member, Member)
         inputs = member.inputs(images)
         probabilities = member(inputs).sigmoid()
-        return (probabilities + member(inputs.flip(-1)).sigmoid()) / 2 if self._flip else probabilities
+        mean: Tensor = (probabilities + member(inputs.flip(-1)).sigmoid()) / 2 if self._flip else probabilities
+        return mean
 
 
 class Member(nn.Module):
@@ -83,7 +84,8 @@ class _Smaller(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         taken, count = self.get_buffer("taken"), self.get_buffer("count")
         sums = taken @ images @ taken.T
-        return (sums / count[:, None] / count).round()
+        means: Tensor = (sums / count[:, None] / count).round()
+        return means
 
 
 class _Windowed(nn.Module):
@@ -97,8 +99,9 @@ class _Windowed(nn.Module):
         self.register_buffer("limits", limits, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        low, high, scale, offset = self.get_buffer("limits")
-        return images.maximum(low).minimum(high) * scale + offset
+        low, high, scale, offset = self.get_buffer("limits").unbind()
+        grey: Tensor = images.maximum(low).minimum(high) * scale + offset
+        return grey
 
 
 class _Histogram(nn.Module):
@@ -110,4 +113,5 @@ class _Histogram(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         table = self.get_buffer("table")
-        return table[(images - MIN_HU).clamp(0, len(table) - 1).long()]
+        grey: Tensor = table[(images - MIN_HU).clamp(0, len(table) - 1).long()]
+        return grey
