@@ -41,6 +41,7 @@ class Predictor:
     Attributes:
         labels: the L labels' names, in order.
         trials: whose weights these are.
+        weights: of each in the mean.
         flip: whether each image is averaged with its mirror image.
         preprocessing: how slices must be made of DICOM files.
         configs: what each of them was trained as.
@@ -51,6 +52,7 @@ class Predictor:
 
     labels: tuple[str, ...]
     trials: tuple[str, ...]
+    weights: tuple[float, ...]
     flip: bool
     preprocessing: Preprocessing
     configs: tuple[TrialConfig, ...]
@@ -149,6 +151,7 @@ def predictor_of(
     return Predictor(
         labels=configs[0].labels,
         trials=tuple(trials),
+        weights=tuple(weights),
         flip=flip,
         preprocessing=preprocessing,
         configs=tuple(configs),

@@ -7,26 +7,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
+from ichsearch.deploy.exported_record import OperatingPoint, OperatingPoints
 from ichsearch.report.statistics import Predictions, read_predictions
 from ichsearch.train.metrics import SPECIFICITIES_PERCENT, BoolArray, FloatArray
 
 YOUDEN: Final = "youden"
-
-
-class OperatingPoint(BaseModel):
-    """A slice is positive whose probability is at least `threshold`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    threshold: float
-    sensitivity: float = Field(description="of validation slices, which it was chosen on")
-    specificity: float = Field(description="likewise")
-
-
-OperatingPoints = dict[str, dict[str, OperatingPoint | None]]
-"""By label, then `specificity_90`, `specificity_95`, `youden`; None for labels of which one class only occurs."""
 
 
 def operating_points(validation: Path) -> OperatingPoints:
