@@ -92,7 +92,7 @@ def export_model(folder: RunFolder, predictor: Predictor, shards: Path | None, o
 
 
 def _fill(target: Path, folder: RunFolder, predictor: Predictor, shards: Path | None) -> ExportedRecord:
-    stored_px = predictor.preprocessing.size
+    stored_px, thresholds = predictor.preprocessing.size, operating_points(predictor.validation)
     parity = write_onnx(predictor.pipeline, stored_px, target / ONNX)
     members = [
         _member(target, folder, trial, config, weight)
@@ -108,7 +108,7 @@ def _fill(target: Path, folder: RunFolder, predictor: Predictor, shards: Path | 
         clipped_to_hu=(MIN_HU, MAX_HU),
         flip=predictor.flip,
         members=members,
-        thresholds=operating_points(predictor.validation),
+        thresholds=thresholds,
         onnx=_onnx(target, parity),
     )
     write_json(target / RECORD, record.model_dump())

@@ -60,7 +60,7 @@ def model_card(folder: RunFolder, record: ExportedRecord, validation: Path, shar
         bound=LARGEST_DIFFERENCE,
         labels=record.labels,
         members=[_member(folder, record, place) for place in range(len(record.members))],
-        data=_data(manifest, table),
+        data=_cohort(folder, shards) | _data(manifest, table),
         label_level=LEVELS[manifest.label_level] if manifest else UNKNOWN,
         fingerprint=split.fingerprint,
         split_seed=split.seed,
@@ -113,6 +113,14 @@ def _member(folder: RunFolder, record: ExportedRecord, place: int) -> dict[str, 
     assert result is not None, "an exported trial has finished"
     start = "ImageNet weights" if trial.weights == "pretrained" else "random weights"
     return {**member.model_dump(), "parameters_m": result.parameters_m, "epochs": trial.epochs, "start": start}
+
+
+def _cohort(folder: RunFolder, shards: Path | None) -> dict[str, str]:
+    """What the data are, where the run itself has made them."""
+    own = shards is not None and shards.is_relative_to(folder.phantom.resolve())
+    return (
+        {"cohort": "**synthetic**: ichsearch's phantom, no patients; it shows that the pipeline works"} if own else {}
+    )
 
 
 def _data(manifest: Manifest | None, table: pd.DataFrame | None) -> dict[str, str]:
