@@ -102,13 +102,14 @@ def test_without_weights_there_is_nothing_to_choose(tmp_path: Path) -> None:
 
 def test_the_ensembles_models_say_what_was_kept_of_it(tmp_path: Path) -> None:
     folder, shards = write_trained_run(tmp_path)
+    folder.preprocessing.unlink()  # as older runs lack it
     chosen = choose_ensemble(folder, shards)
     assert chosen.flip_gain is not None
     assert chosen.flip == (chosen.flip_gain.value > 0)
     kept = pd.read_parquet(folder.ensemble_predictions)
     slices = stored_slices(shards)
     rows = pd.Index(slices.table["slice"]).get_indexer(kept["slice"])
-    predictor = load_predictor(folder, None, ensemble=True)
+    predictor = load_predictor(folder, None, ensemble=True, shards=shards)
     found = predict_rows(predictor, slices, np.asarray(rows, np.int64))
     assert np.abs(found - kept.filter(like="probability_").to_numpy()).max() < 1e-5
     assert scores_of(kept)["auroc_any"] == pytest.approx(chosen.score, abs=1e-6)

@@ -142,7 +142,9 @@ def _mirrored(folder: RunFolder, shards: Path, votes: Sequence[str], vote: _Vote
     counts = Counter(votes)
     for number, (trial, count) in enumerate(counts.items()):
         on_progress("mirror images", number, len(counts))
-        predictor = predictor_of(folder, [trial], [1.0], flip=True, validation=folder.trial(trial) / PREDICTIONS)
+        predictor = predictor_of(
+            folder, [trial], [1.0], flip=True, validation=folder.trial(trial) / PREDICTIONS, shards=shards
+        )
         total = total + count * predict_rows(predictor, slices, np.asarray(rows, np.int64))
     on_progress("mirror images", len(counts), len(counts))
     return total / len(votes)
