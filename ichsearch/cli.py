@@ -337,8 +337,7 @@ def run(
     said = [f"{name}={value}" for name, value in given.items() if value is not None]
     loaded = load_space(find_space(space), [*(option or ()), *said])
     target = folder or Path("runs") / loaded.name
-    leaderboard = RunFolder(target).leaderboard
-    command = _command()
+    leaderboard, command = RunFolder(target).leaderboard, _command()
     printer = RunPrinter(out, err, command, as_json=as_json)
     with printer.ending(leaderboard, loaded.metric):
         with progress(err) as show:
@@ -383,8 +382,7 @@ def confirm(
     from ichsearch.search.run_folder import RunFolder
     from ichsearch.search.stages import Watchers
 
-    given = {"top": top, "seeds": seeds, "folds": folds}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in (("top", top), ("seeds", seeds), ("folds", folds)) if value is not None}
     target, command = RunFolder(folder.resolve()), _command()
     printer = RunPrinter(out, err, command, as_json=as_json)
     with printer.ending(target.leaderboard, ""):
@@ -394,5 +392,4 @@ def confirm(
         write_leaderboard(target)
         printer.say(confirmation_text(target))
         printer.say(drawn_at_the_end(target, confirmed.shards))
-    line = f"leaderboard: {target.leaderboard}"
-    printer.tell(events.done(target.leaderboard, confirmed.metric, None, line, 0, "confirmed"))
+    printer.tell(events.confirmed(target.leaderboard, confirmed.metric))

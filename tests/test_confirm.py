@@ -25,6 +25,8 @@ from ichsearch.search.confirmed import best_trials
 from ichsearch.search.events import Event
 from ichsearch.search.lease import lease
 from ichsearch.search.run_folder import RunFolder
+from ichsearch.search.runner import run_search
+from ichsearch.search.space_file import load_space
 from ichsearch.search.stages import Watchers
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.trial import run_trial
@@ -58,14 +60,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory, ray_local: Path) -> Path:  
     return folder
 
 
-@pytest.fixture(scope="module", params=["per_rung", "whole"])
-def searched(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def search(folder: Path, shards: Path, schedule: str) -> Path:
     """A run that has ended, the best of it promoted."""
-    folder = tmp_path_factory.mktemp("searched")
-    space = write_space(folder, SPACE.replace("SCHEDULE", request.param))
-    done = ichsearch("run", "--space", space, "--data", shards, "--out", folder / "run")
-    assert done.returncode == 0, done.stderr
+    space = load_space(write_space(folder, SPACE.replace("SCHEDULE", schedule)))
+    run_search(space, shards, folder / "run", address=None, extend=False, command=[], watchers=watchers([].append))
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def searched(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of which each trial had a cycle of its own."""
+    return search(tmp_path_factory.mktemp("searched"), shards, "per_rung")
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +104,12 @@ def confirm(
         told.append(event)
         hear(event)
 
-    watchers = Watchers(tell, lambda stage, done, total: None, lambda folder: None, lambda curve, path: None)
-    confirm_run(folder, shards, options, address=None, command=["ichsearch", "confirm"], watchers=watchers)
+    confirm_run(folder, shards, options, address=None, command=["ichsearch", "confirm"], watchers=watchers(tell))
     return told
+
+
+def watchers(tell: Callable[[Event], None]) -> Watchers:
+    return Watchers(tell, lambda stage, done, total: None, lambda folder: None, lambda curve, path: None)
 
 
 def table(folder: RunFolder) -> pd.DataFrame:
@@ -136,7 +144,12 @@ def worker_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("worker_threads")
-def test_a_replay_is_the_whole_chain_from_another_seed(run: RunFolder, shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", ["per_rung", "whole"])
+def test_a_replay_is_the_whole_chain_from_another_seed(
+    schedule: str, searched: Path, shards: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    run = RunFolder(shutil.copytree(searched, root) if schedule == "per_rung" else search(tmp_path, shards, schedule))
     child = next(record for record in run.records() if record.parent)
     parent = str(child.parent)
     win(run, child.trial)

@@ -11,10 +11,14 @@ from searches import TIMES
 from slice_sets import as_slice_set, make_rows, split_of, write_shards
 from spaces import write_space
 from test_architecture import MODULES
-from test_cli import ichsearch
 
 from ichsearch.data.split import FOLDS, TEST_FOLD, VALIDATION_FOLD, Split
 from ichsearch.labels import LABELS
+from ichsearch.report.summary import summarise
+from ichsearch.search.run_folder import RunFolder
+from ichsearch.search.runner import run_search
+from ichsearch.search.space_file import load_space
+from ichsearch.search.stages import Watchers
 from ichsearch.shards.schema import pack_hu
 
 SIZE = 32
@@ -59,10 +63,12 @@ def test_a_run_gives_the_same_numbers_whatever_the_test_fold_holds(tmp_path: Pat
     for name, content in (("as it is", rows), ("changed", others)):
         folder = tmp_path / name
         write_shards(folder / "shards", content, SIZE)
-        done = ichsearch(
-            "run", "--space", write_space(folder, SPACE), "--data", folder / "shards", "--out", folder / "run"
-        )
-        assert done.returncode == 0, done.stderr
+        quiet = Watchers(lambda event: None, lambda *progress: None, lambda run: None, lambda curve, path: None)
+        run_search(
+            load_space(write_space(folder, SPACE)), folder / "shards", folder / "run",
+            address=None, extend=False, command=[], watchers=quiet,
+        )  # fmt: skip
+        summarise(RunFolder(folder / "run"), folder / "shards")
         boards.append(pd.read_csv(folder / "run" / "leaderboard.csv").drop(columns=TIMES))
         splits.append(Split.model_validate_json((folder / "run" / "split.json").read_bytes()).patients)
     assert splits[0] == splits[1]

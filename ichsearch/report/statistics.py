@@ -20,7 +20,7 @@ from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.lineage import PREDICTIONS
 from ichsearch.train.metrics import BoolArray, FloatArray, patient_level, slice_losses
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised when the same predictions would give other numbers."""
 AVERAGED: Final = ("auroc", "average_precision")
 PROBABILITY: Final = "probability_"

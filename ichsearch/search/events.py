@@ -160,6 +160,11 @@ def finished(leaderboard: Path, metric: str, standing: Standing, more: str) -> E
     return done(leaderboard, metric, standing, console.closing(standing, leaderboard, more), 0, standing.why_done)
 
 
+def confirmed(leaderboard: Path, metric: str) -> Event:
+    """The best trials are confirmed."""
+    return done(leaderboard, metric, None, f"leaderboard: {leaderboard}", 0, "confirmed")
+
+
 def done(leaderboard: Path, metric: str, standing: Standing | None, line: str, exit_code: int, reason: str) -> Event:
     """The run has ended; `standing` is the last that is known, None before the first trial."""
     facts = {"exit_code": exit_code, "reason": reason, "leaderboard": str(leaderboard), "metric": metric}
