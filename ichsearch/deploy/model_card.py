@@ -204,8 +204,8 @@ def _thresholds(record: ExportedRecord) -> Iterator[list[str]]:
             if point is None:
                 yield [label, rule, "undefined", "", ""]
             else:
-                figures = (point.threshold, point.sensitivity, point.specificity)
-                yield [label, rule, *(f"{figure:.3f}" for figure in figures)]
+                figures = (point.sensitivity, point.specificity)
+                yield [label, rule, f"{point.threshold:.4g}", *(f"{figure:.3f}" for figure in figures)]
 
 
 def _limits(record: ExportedRecord, patients: int, table: pd.DataFrame | None) -> list[str]:
