@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ichsearch import __version__
+from ichsearch import __version__, cli_deploy
+from ichsearch.cli_console import err, out, say
 from ichsearch.cli_exit import exit_codes
 from ichsearch.errors import ConfigError, DataError
 
@@ -27,8 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+app.add_typer(cli_deploy.app)
 
 
 def main() -> None:
@@ -36,11 +36,6 @@ def main() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # Ray prints on stdout that a worker died; we say it too
     with exit_codes(err):
         app()
-
-
-def say(text: str) -> None:
-    """Print text as it is: nothing in it is markup."""
-    out.print(escape(text))
 
 
 def _version(wanted: bool) -> None:

@@ -59,7 +59,7 @@ class InputMaker:
     def __init__(self, channels: Channels, breaks: npt.NDArray[np.int16], device: torch.device) -> None:
         self._on_cpu = device.type == "cpu"
         self._windows = [_Affine(window, device) for window in WINDOWS.get(channels, ())]
-        self._table = _hist_table(breaks).to(device)
+        self._table = hist_table(breaks).to(device)
 
     def fill(self, hu: Tensor, out: Tensor) -> None:
         """Make the inputs of (B, K, S, S) HU in `out`, (B, C, S, S) float32, both on the maker's device."""
@@ -95,15 +95,20 @@ class _Affine:
 
     def __init__(self, window: Window, device: torch.device) -> None:
         self._low, self._high = window.low_hu, window.high_hu
-        self._scale = 1 / (window.width_hu * STD)
-        self._offset = torch.tensor((-window.low_hu / window.width_hu - MEAN) / STD, device=device)
+        self._scale, offset = scale_and_offset(window)
+        self._offset = torch.tensor(offset, device=device)
 
     def fill(self, hu: Tensor, out: Tensor) -> None:
         out.copy_(hu).clamp_(self._low, self._high)
         torch.add(self._offset, out, alpha=self._scale, out=out)
 
 
-def _hist_table(breaks: npt.NDArray[np.int16]) -> Tensor:
+def scale_and_offset(window: Window) -> tuple[float, float]:
+    """What a clipped HU is multiplied by, and what is added then: the window's grey, normalised."""
+    return 1 / (window.width_hu * STD), (-window.low_hu / window.width_hu - MEAN) / STD
+
+
+def hist_table(breaks: npt.NDArray[np.int16]) -> Tensor:
     """(4096,) float32: the normalised value of each HU from the lowest to the highest, as fastai's `hist_scaled`."""
     scaled = np.interp(np.arange(MIN_HU, MAX_HU + 1), breaks, np.linspace(0, 1, len(breaks)))
     return torch.from_numpy(((scaled - MEAN) / STD).astype(np.float32))

@@ -71,6 +71,21 @@ class RunFolder:
         return self.root / "split.json"
 
     @property
+    def preprocessing(self) -> Path:
+        """How the slices were made that the run learned from."""
+        return self.root / "preprocessing.json"
+
+    @property
+    def ensemble(self) -> Path:
+        """Which trials predict together, and what that gains."""
+        return self.root / "ensemble.json"
+
+    @property
+    def ensemble_predictions(self) -> Path:
+        """What these say together of the validation slices."""
+        return self.root / "ensemble.parquet"
+
+    @property
     def journal(self) -> Path:
         """Optuna's journal: everything the search knows."""
         return self.root / "journal.log"

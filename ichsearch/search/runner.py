@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ichsearch.data.cache import SliceSet, open_slices
+from ichsearch.data.preprocessing import preprocessing_of
 from ichsearch.data.split import VALIDATION_FOLD, Split, make_split, open_split
 from ichsearch.errors import ConfigError, NoTrialFinishedError, StorageError
+from ichsearch.files import write_json
 from ichsearch.search import events
 from ichsearch.search.book import Book, Standing
 from ichsearch.search.confirm import confirm
@@ -111,6 +113,8 @@ def _search(space: Space, shards: Path, folder: RunFolder, held: Lease, began_s:
     memory_mb = warm_nodes(space.sizes(), shards, whole)
     held.check()
     save_space(space, folder.space)
+    hist_sizes = space.sizes() if "hist" in space.channels() else ()
+    write_json(folder.preprocessing, preprocessing_of(shards, hist_sizes).model_dump())
     curves = lr_stage(space, assignment, whole, watchers)
     requests = trial_requests(space.resources, live_nodes(), seen_mb(curves), memory_mb)
     book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))

@@ -1,0 +1,57 @@
+"""Above which probability a slice counts as positive: chosen on the validation patients, and on nobody else.
+
+In: a file of predictions of the validation slices. Out: operating points of each label.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ichsearch.deploy.exported_record import OperatingPoint, OperatingPoints
+from ichsearch.report.statistics import Predictions, read_predictions
+from ichsearch.train.metrics import SPECIFICITIES_PERCENT, BoolArray, FloatArray
+
+YOUDEN: Final = "youden"
+
+
+def operating_points(validation: Path) -> OperatingPoints:
+    """The thresholds that the validation predictions give.
+
+    `specificity_90`: of those with at least this specificity the one of the highest sensitivity; `youden`: the one of
+    the highest sum of both.
+
+    Raises:
+        DataError: the predictions cannot be read.
+    """
+    predictions = read_predictions(validation)
+    return {label: _of_label(predictions, column) for column, label in enumerate(predictions.labels)}
+
+
+def _of_label(predictions: Predictions, column: int) -> dict[str, OperatingPoint | None]:
+    positive, scores = predictions.positive[:, column], predictions.probabilities[:, column]
+    names = [f"specificity_{percent}" for percent in SPECIFICITIES_PERCENT]
+    if positive.all() or not positive.any():
+        return dict.fromkeys([*names, YOUDEN])
+    thresholds, sensitivity, specificity = _curve(positive, scores)
+
+    def point(at: int) -> OperatingPoint:
+        return OperatingPoint(
+            threshold=float(thresholds[at]), sensitivity=float(sensitivity[at]), specificity=float(specificity[at])
+        )
+
+    points: dict[str, OperatingPoint | None] = {YOUDEN: point(int(np.argmax(sensitivity + specificity)))}
+    for name, percent in zip(names, SPECIFICITIES_PERCENT, strict=True):
+        allowed = np.flatnonzero(specificity * 100 >= percent - 1e-9)
+        points[name] = point(int(allowed[np.argmax(sensitivity[allowed])]))
+    return points
+
+
+def _curve(positive: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """All thresholds from that which nothing reaches downwards, with their sensitivity and specificity."""
+    order = np.argsort(scores)[::-1]
+    ordered, found = scores[order], np.cumsum(positive[order])
+    last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])  # equal scores are all above a threshold, or none
+    alarms = last + 1 - found[last]
+    thresholds = np.r_[np.nextafter(np.float32(ordered[0]), np.float32(2)), ordered[last]]
+    return thresholds, np.r_[0, found[last]] / found[-1], 1 - np.r_[0, alarms] / (len(scores) - found[-1])
