@@ -3,13 +3,14 @@
 In: a file of predictions of the validation slices. Out: operating points of each label.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from ichsearch.deploy.exported_record import OperatingPoint, OperatingPoints
-from ichsearch.report.statistics import Predictions, read_predictions
+from ichsearch.report.statistics import read_predictions
 from ichsearch.train.metrics import SPECIFICITIES_PERCENT, BoolArray, FloatArray
 
 YOUDEN: Final = "youden"
@@ -25,11 +26,15 @@ def operating_points(validation: Path) -> OperatingPoints:
         DataError: the predictions cannot be read.
     """
     predictions = read_predictions(validation)
-    return {label: _of_label(predictions, column) for column, label in enumerate(predictions.labels)}
+    return points_of(predictions.labels, predictions.positive, predictions.probabilities)
 
 
-def _of_label(predictions: Predictions, column: int) -> dict[str, OperatingPoint | None]:
-    positive, scores = predictions.positive[:, column], predictions.probabilities[:, column]
+def points_of(labels: Sequence[str], positive: BoolArray, scores: FloatArray) -> OperatingPoints:
+    """The same of (N, L) truth and probabilities, of slices or of patients."""
+    return {label: _of_label(positive[:, column], scores[:, column]) for column, label in enumerate(labels)}
+
+
+def _of_label(positive: BoolArray, scores: FloatArray) -> dict[str, OperatingPoint | None]:
     names = [f"specificity_{percent}" for percent in SPECIFICITIES_PERCENT]
     if positive.all() or not positive.any():
         return dict.fromkeys([*names, YOUDEN])
