@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
+from rich.console import Console
 
-from ichsearch.cli_console import err, out, say
+from ichsearch.cli_console import err, say
 from ichsearch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,20 +120,21 @@ def evaluate(
 ) -> None:
     """Judge a run's model on labelled slices, with intervals over patients, at thresholds chosen on validation."""
     from ichsearch.deploy.evaluate import evaluate as judge
+    from ichsearch.deploy.evaluate import own_shards
     from ichsearch.deploy.evaluation_record import evaluation_text, score_rows, threshold_rows
     from ichsearch.deploy.models import load_predictor
-    from ichsearch.report.report import shards_of
     from ichsearch.search.run_folder import RunFolder
 
-    folder = RunFolder(run_folder.resolve())
-    predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=run_data)
-    own, command = shards_of(folder, run_data), ["ichsearch", *sys.argv[1:]]
+    folder, command = RunFolder(run_folder.resolve()), ["ichsearch", *sys.argv[1:]]
+    own = own_shards(folder, shards, run_data)
+    predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=own)
     judged, path = judge(folder, predictor, shards.resolve(), part=part, smooth=smooth, run_shards=own, command=command)
-    out.print(_table(f"{', '.join(judged.trials)} on {shards.name}", score_rows(judged)))
-    out.print(_table("at the thresholds of the validation patients", threshold_rows(judged)))
+    wide = Console(width=250)  # lines may wrap, but cells do not
+    wide.print(_table(f"{', '.join(judged.trials)} on {shards.name}", score_rows(judged)))
+    wide.print(_table("at the thresholds of the validation patients", threshold_rows(judged)))
     for line in evaluation_text(judged):
         say(line)
-    say(f"kept in {path}, its predictions in {path.with_suffix('.parquet').name} · not for clinical use")
+    say(f"kept in {path} for all labels, the predictions in {path.with_suffix('.parquet').name} · not for clinical use")
 
 
 def _table(title: str, rows: list[list[str]]) -> "Table":

@@ -25,6 +25,7 @@ from ichsearch.deploy.thresholds import points_of
 from ichsearch.errors import ConfigError, DataError
 from ichsearch.files import read_json, write_json, written_aside
 from ichsearch.report.bootstrap import Interval, Statistic, resample
+from ichsearch.report.report import shards_of
 from ichsearch.report.statistics import Predictions, as_predictions, intervals, read_predictions
 from ichsearch.report.weighted_scores import PatientNumbers
 from ichsearch.search.lease import lease
@@ -77,8 +78,9 @@ def evaluate(
     _require_same_preprocessing(predictor, shards)
     slices = stored_slices(shards)
     chosen = _chosen(folder, predictor, slices, part)
-    validation = smoothed_validation(predictor.validation, run_shards) if smooth else None
-    validation = validation or read_predictions(predictor.validation)
+    validation = read_predictions(predictor.validation)
+    if smooth:
+        validation = smoothed_validation(predictor.validation, run_shards)
     if part == "test":
         with lease(folder.root):
             note_opening(folder, command, predictor.trials)
@@ -86,6 +88,14 @@ def evaluate(
     table = prediction_table(slices, chosen.rows, predictor.labels, probabilities)
     evaluation = _judged(folder, predictor, slices, table, validation, part, chosen.left_out, smooth)
     return evaluation, _keep(folder, evaluation, table)
+
+
+def own_shards(folder: RunFolder, shards: Path, named: Path | None) -> Path | None:
+    """The run's own shards: those that are named, or `shards` where these are its own, or its phantom's; else None."""
+    if named is None and folder.split.is_file():
+        split = Split.model_validate(read_json(folder.split))
+        named = shards if read_manifest(shards).fingerprint == split.fingerprint else None
+    return shards_of(folder, named)
 
 
 def _require_same_preprocessing(predictor: Predictor, shards: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ichsearch.report.bootstrap import Interval
+from ichsearch.labels import ANY
+from ichsearch.report.bootstrap import MIN_PATIENTS, Interval
 
 Part = Literal["all", "validation", "test"]
 Scores = dict[str, Interval | None]
@@ -60,7 +61,7 @@ def interval_text(interval: Interval | None) -> str:
 def score_rows(judged: Evaluation) -> list[list[str]]:
     """A header, and a row a label: the scores that rank."""
     names = ("auroc", "average_precision", "patient_auroc", "patient_average_precision")
-    rows = [["label", "positive slices", "positive patients", *names]]
+    rows = [["", "positive slices", "patients", *names]]
     for label, positive in judged.positive_slices.items():
         scores = [interval_text(judged.scores.get(f"{name}_{label}")) for name in names]
         rows.append([label, str(positive), str(judged.positive_patients[label]), *scores])
@@ -69,21 +70,24 @@ def score_rows(judged: Evaluation) -> list[list[str]]:
 
 
 def threshold_rows(judged: Evaluation) -> list[list[str]]:
-    """A header, and a row an operating point of each label, of slices and of patients."""
-    rows = [["label", "of", "point", "threshold", "sensitivity", "specificity", "both on validation"]]
+    """A header, and a row an operating point of the label `any`, or else of the first: of slices, then of patients."""
+    labels = list(judged.positive_slices)
+    label = ANY if ANY in labels else labels[0]
+    rows = [[label, "point", "threshold", "sensitivity", "specificity", "both on validation"]]
     for level, points in (("slices", judged.slice_thresholds), ("patients", judged.patient_thresholds)):
-        for label, of_label in points.items():
-            for name, point in of_label.items():
-                if point:
-                    chosen = f"{point.chosen_sensitivity:.3f}, {point.chosen_specificity:.3f}"
-                    shares = [interval_text(point.sensitivity), interval_text(point.specificity)]
-                    rows.append([label, level, name, f"{point.threshold:.4g}", *shares, chosen])
+        for name, point in points[label].items():
+            if point:
+                chosen = f"{point.chosen_sensitivity:.3f}, {point.chosen_specificity:.3f}"
+                shares = [interval_text(point.sensitivity), interval_text(point.specificity)]
+                rows.append([level, name, f"{point.threshold:.4g}", *shares, chosen])
     return rows
 
 
 def evaluation_text(judged: Evaluation) -> list[str]:
     """What a person should know of it, a line each."""
     lines = [f"{judged.slices} labelled slices of {judged.patients} patients; 95 % intervals over patients"]
+    if judged.patients < MIN_PATIENTS:
+        lines.append(f"fewer than {MIN_PATIENTS} patients: intervals are too narrow to be believed")
     if judged.patients_left_out:
         lines.append(f"{judged.patients_left_out} patients are left out: the run knows them")
     if judged.part == "test":

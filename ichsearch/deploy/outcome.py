@@ -76,7 +76,7 @@ def outcome_text(outcome: Outcome, targets: Targets) -> list[str]:
     lines = [
         f"{outcome.files} files = {outcome.slices} slices + {outcome.duplicates} duplicates + "
         f"{len(outcome.refused)} quarantined{f' ({reasons})' if reasons else ''}",
-        f"{targets.table}: {outcome.slices} slices; {targets.studies}: {outcome.studies} studies",
+        f"{targets.table}: {outcome.slices} rows, a slice each; {targets.studies}: {outcome.studies}, a study each",
     ]
     if outcome.refused:
         lines.append(f"{targets.quarantine}: what was no use, and why")

@@ -107,7 +107,7 @@ class Overlays:
         ]
         return (
             f"slice {candidate.number} · {' · '.join(said)}",
-            f"right: Grad-CAM for {self.label}, maps {self.maps_px} × {self.maps_px} · not for clinical use",
+            f"right: Grad-CAM for {self.label}, maps of {self.maps_px} by {self.maps_px} · not for clinical use",
         )
 
 

@@ -75,7 +75,7 @@ def _places(validation: Path, given: Predictions, shards: Path | None) -> pd.Dat
     if shards is None:
         raise ConfigError(
             "smoothing needs to know which validation slices are neighbours, but this run is too old to tell; "
-            "name its shards with --data"
+            "name its shards with --data (of evaluate: --run-data)"
         )
     known = read_metadata(shards, read_manifest(shards)).set_index("slice")[PLACE]
     if not set(given.slices) <= set(known.index):

@@ -53,10 +53,15 @@ def _of_label(positive: BoolArray, scores: FloatArray) -> dict[str, OperatingPoi
 
 
 def _curve(positive: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """All thresholds from that which nothing reaches downwards, with their sensitivity and specificity."""
+    """All thresholds from that which nothing reaches downwards, with their sensitivity and specificity.
+
+    They lie halfway between two probabilities: one that a slice has could be missed where rounding differs.
+    """
     order = np.argsort(scores)[::-1]
     ordered, found = scores[order], np.cumsum(positive[order])
     last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])  # equal scores are all above a threshold, or none
     alarms = last + 1 - found[last]
-    thresholds = np.r_[np.nextafter(np.float32(ordered[0]), np.float32(2)), ordered[last]]
+    edges = np.r_[ordered[last], 0]
+    highest = max((1 + ordered[0]) / 2, np.nextafter(np.float32(ordered[0]), np.float32(2)))
+    thresholds = np.r_[highest, (edges[:-1] + edges[1:]) / 2]
     return thresholds, np.r_[0, found[last]] / found[-1], 1 - np.r_[0, alarms] / (len(scores) - found[-1])
