@@ -79,3 +79,25 @@ def test_the_luckiest_of_equal_trials_is_rarely_called_the_best(monkeypatch: pyt
         alone += bool((np.delete(p[best], best).min() * 14) < SIGNIFICANT)
     assert of_all <= 8  # of 60: more has a probability of 0.4 % if it is one in twenty
     assert alone > of_all, "what correcting for the comparisons with the best alone would come to"
+
+
+def test_the_luckiest_of_many_does_not_beat_a_rule_that_is_worth_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 300)
+    rng = np.random.default_rng(1)
+    alone = of_all = 0
+    for _ in range(60):
+        rule, *trials = equal_trials(rng, trials=21, patients=40)
+        best = max(trials, key=lambda score: score.value)
+        alone += is_above_zero(best.minus(rule), 40)
+        of_all += is_above_zero(best.minus(rule), 40, len(trials))
+    assert of_all <= 8
+    assert alone > of_all
+
+
+def test_what_one_patient_or_no_resample_defines_differs_from_nothing() -> None:
+    first, second = (Resampled(value, np.full(50, value), 1) for value in (0.9, 0.4))
+    assert (pairwise_p([first, second], 1) == 1).all()
+    assert not is_above_zero(first.minus(second), 1)
+    undefined = Resampled(0.9, np.full(50, np.nan), 20)
+    assert (pairwise_p([undefined, Resampled(0.4, np.full(50, 0.4), 20)], 20) == 1).all()
+    assert not is_above_zero(undefined, 20)

@@ -154,7 +154,9 @@ def test_nothing_in_a_runs_folder_is_unpickled(run: Run, tmp_path: Path) -> None
     assert canary.read_text() == "dead", "the canary would have died"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.35, 0.8])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.0, marks=pytest.mark.slow), 0.35, pytest.param(0.8, marks=pytest.mark.slow)]
+)
 def test_a_journal_that_lost_its_end_forgets_no_trial(run: Run, tmp_path: Path, share: float) -> None:
     """What the journal does not know any more is asked for again, and found finished in its folder."""
     cut = run.copy(tmp_path / "run")

@@ -131,6 +131,7 @@ def test_a_new_backbone(extended: Callable[[str], Extended]) -> None:
     assert (run.run / "lr_finder" / "test_convnext-batch8-32px-hu-linear-multilabel.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_wider_range_of_rates(extended: Callable[[str], Extended]) -> None:
     run = extended(longer(("[0.3, 3.0]", "[0.03, 30.0]")) + first("lr: 0.05"))
     assert "0.03" in run.refused
@@ -139,6 +140,7 @@ def test_a_wider_range_of_rates(extended: Callable[[str], Extended]) -> None:
     run.assert_asked_for("lr_factor", 0.05)
 
 
+@pytest.mark.slow
 def test_a_new_axis(extended: Callable[[str], Extended]) -> None:
     """The earlier trials had the parameter's default."""
     run = extended(

@@ -196,7 +196,10 @@ def ensemble_text(ensemble: Ensemble) -> list[str]:
     if ensemble.flip_gain is not None:
         mirror = f"{told(ensemble.flip_gain)}: {'taken' if ensemble.flip else 'left out'}"
     whole = f"together {ensemble.metric} {ensemble.score:.4f} (95 % {ensemble.low:.4f} to {ensemble.high:.4f})"
-    over = f"; {told(ensemble.gain)} over the best trial alone" if ensemble.gain else "; the best trial alone"
+    over = "; the best trial alone"
+    if ensemble.gain:
+        shown = "" if ensemble.gain.low > 0 else ": NOT shown to be one"
+        over = f"; {told(ensemble.gain)} over the best trial alone{shown}"
     return [
         *lines,
         f"mirror images: {mirror}",

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ichsearch import __version__
 from ichsearch.data.split import FOLDS, Split
+from ichsearch.deploy.ensemble_record import read_ensemble
 from ichsearch.deploy.exported_record import ExportedRecord
 from ichsearch.deploy.onnx_graph import LARGEST_DIFFERENCE
 from ichsearch.files import read_json
@@ -55,7 +56,7 @@ def model_card(folder: RunFolder, record: ExportedRecord, validation: Path, shar
     table = read_metadata(shards, manifest) if shards and manifest else None
     return _rendered(
         name=_plain(record.run),
-        verdict=_verdict(folder),
+        verdict=_verdict(folder, is_ensemble=len(record.members) > 1 or record.flip),
         record=record,
         bound=LARGEST_DIFFERENCE,
         labels=record.labels,
@@ -88,22 +89,31 @@ def _plain(text: str) -> str:
     return "".join(" " if letter in "|<>`\r\n" else letter for letter in text)
 
 
-def _verdict(folder: RunFolder) -> str:
-    """What the run's summary says of its best trial, if it has one."""
-    if not folder.summary.is_file():
-        return ""
-    known = read_json(folder.summary)
-    tied, unbeaten = known.get("tied") or [], known.get("unbeaten") or []
-    told = [f"The search's best of {known.get('trials')} trials is {known.get('trial')}."]
-    if tied:
-        told.append(f"{len(tied)} others cannot be told from it.")
-    if known.get("rival") is None:
-        told.append("It was not held against rules that see no image.")
-    elif unbeaten:
-        told.append(f"**It is not shown to beat rules that see no image: {', '.join(unbeaten)}.**")
-    else:
-        told.append("It beats all four rules that see no image.")
+def _verdict(folder: RunFolder, *, is_ensemble: bool) -> str:
+    """What the run's summary says of its best trial, if it has one, and what an ensemble gains over it."""
+    known = read_json(folder.summary) if folder.summary.is_file() else {}
+    told: list[str] = []
+    if known.keys() >= {"trial", "trials", "tied", "unbeaten", "rival"}:
+        told.append(f"The search's best of {known['trials']} trials is {known['trial']}.")
+        if known["tied"]:
+            told.append(f"{len(known['tied'])} others cannot be told from it.")
+        told.append(_against_rules(known))
+    gain = read_ensemble(folder).gain if is_ensemble else None
+    if gain is not None:
+        claim = "" if gain.low > 0 else ": **not shown to be a gain**"
+        told.append(
+            f"The ensemble is {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] better than its best member "
+            f"on the validation patients{claim}."
+        )
     return " ".join(told)
+
+
+def _against_rules(summary: dict[str, Any]) -> str:
+    if summary["rival"] is None:
+        return "It was not held against rules that see no image."
+    if summary["unbeaten"]:
+        return f"**It is not shown to beat rules that see no image: {', '.join(summary['unbeaten'])}.**"
+    return "It beats all four rules that see no image."
 
 
 def _member(folder: RunFolder, record: ExportedRecord, place: int) -> dict[str, Any]:
@@ -194,8 +204,8 @@ def _thresholds(record: ExportedRecord) -> Iterator[list[str]]:
             if point is None:
                 yield [label, rule, "undefined", "", ""]
             else:
-                figures = (point.threshold, point.sensitivity, point.specificity)
-                yield [label, rule, *(f"{figure:.3f}" for figure in figures)]
+                figures = (point.sensitivity, point.specificity)
+                yield [label, rule, f"{point.threshold:.4g}", *(f"{figure:.3f}" for figure in figures)]
 
 
 def _limits(record: ExportedRecord, patients: int, table: pd.DataFrame | None) -> list[str]:

@@ -52,7 +52,7 @@ def fit_baselines(folder: RunFolder, shards: Path, task: Task, judged: Predictio
     if split.fingerprint != manifest.fingerprint:
         raise DataError(f"baselines need the data of the run, but {shards} holds others; name the run's with --data")
     origin = {"version": VERSION, "data": manifest.fingerprint, "split_seed": split.seed, "task": task, **settings()}
-    if _known(folder).get("origin") == origin:
+    if _known(folder).get("origin") == origin and all(folder.baseline(name).is_file() for name in RULES):
         return
     metadata = read_metadata(shards, manifest)
     labels = metadata[list(LABELS)].to_numpy(dtype=np.float32, na_value=np.nan)

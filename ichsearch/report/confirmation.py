@@ -55,7 +55,8 @@ def confirmations(folder: RunFolder) -> dict[str, Confirmation]:
     for record in folder.replays():
         if not record.fold:
             replays.setdefault(record.trial, []).append(record)
-    return {trial: _confirmation(folder, trial, records) for trial, records in replays.items()}
+    known = {trial: records for trial, records in replays.items() if read_result(folder.trial(trial)) is not None}
+    return {trial: _confirmation(folder, trial, records) for trial, records in known.items()}
 
 
 def _confirmation(folder: RunFolder, trial: str, records: list[ReplayRecord]) -> Confirmation:

@@ -19,8 +19,9 @@ LEAST_SIDE: Final = 4
 
 
 def has_maps(config: InputConfig) -> bool:
-    """Whether a backbone makes maps of the image at all; tokens of a transformer are none."""
-    return feature_form(config.backbone, CHANNELS[config.channels], config.size) is not None
+    """Whether a backbone makes maps of the image, channels first as Grad-CAM reads them; tokens are none."""
+    form = feature_form(config.backbone, CHANNELS[config.channels], config.size)
+    return form is not None and not form.channels_last
 
 
 def grad_cam(model: nn.Module, inputs: Tensor, output: int) -> tuple[Tensor, int]:

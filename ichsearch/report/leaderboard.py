@@ -96,7 +96,9 @@ def _trial_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[str
         row = _record(record) | _confirmed(confirmed.get(record.trial))
         if result := read_result(folder.trial(record.trial)):
             row |= _result(folder.root, record, result) | _bounds(_known_intervals(folder, record.trial))
-            row |= _bounds_of_score(row) | (_standing(ranking.trials[record.trial], ranking) if ranking else {})
+            row |= _bounds_of_score(row)
+            if ranking and (ranked := ranking.trials.get(record.trial)):  # it may have finished since it was read
+                row |= _standing(ranked, ranking)
         yield row
 
 
@@ -180,7 +182,8 @@ def _baseline_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[
     """The baselines, once trials are ranked: they are judged on the trials' slices, by their metric."""
     if ranking is None:
         return
-    for name, intervals in baseline_intervals(folder).items():
+    known = baseline_intervals(folder)
+    for name, intervals in ((name, known[name]) for name in ranking.baselines if name in known):
         row = {"trial": name, "status": BASELINE, "metric": ranking.metric, "score": ranking.baselines[name].value}
         values = {metric: interval.value for metric, interval in intervals.items() if interval and metric in METRICS}
         yield row | values | _bounds(intervals) | _differences(ranking.baselines[name])

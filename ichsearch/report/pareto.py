@@ -12,7 +12,15 @@ import pandas as pd
 from ichsearch.errors import ConfigError
 from ichsearch.train.metrics import BoolArray
 
-COSTS: Final = ("seconds", "parameters_m", "memory_mb", "epochs", "epochs_trained", "batch_size", "micro_batch", "size")
+COSTS: Final = (
+    "seconds", "parameters_m", "memory_mb", "epochs", "epochs_trained", "batch_size", "micro_batch", "size",
+    "rank", "place", "confirmed_sd",
+)  # fmt: skip
+RANKED: Final = (
+    "score", "low", "high", "difference", "difference_low", "difference_high",
+    "confirmed_mean", "test_score", "test_low", "test_high",
+)  # fmt: skip
+"""Of these less is better where it is of the metric that ranks."""
 LOSSES: Final = ("log_loss", "calibration_error")
 """Of these, like of costs, less is better; of all other columns more."""
 
@@ -42,5 +50,5 @@ def _costs(table: pd.DataFrame, name: str) -> np.ndarray[tuple[int], np.dtype[np
 
 def less_is_better(table: pd.DataFrame, name: str) -> bool:
     """Whether of a column of the leaderboard less is better."""
-    ranked_by = table["metric"].iloc[0] if name == "score" and len(table) else name
+    ranked_by = table["metric"].iloc[0] if name in RANKED and len(table) else name
     return ranked_by in COSTS or ranked_by.startswith(LOSSES)

@@ -24,7 +24,7 @@ from ichsearch.train.lineage import PREDICTIONS
 from ichsearch.train.metrics import LOWER_IS_BETTER, Metric
 from ichsearch.train.trial import read_result
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised when the same predictions would be ranked otherwise."""
 
 
@@ -41,10 +41,10 @@ class Ranked(_Frozen):
     difference: float = Field(description="its score minus the best trial's, on the same resamples; 0 for the best")
     difference_low: float
     difference_high: float
-    p: float | None = Field(description="two-sided, of the difference; null for the best and for baselines")
+    p: float | None = Field(description="two-sided, of the difference; null for the best, baselines, too few patients")
     p_holm: float | None = Field(description="`p` after Holm's correction for all pairs of trials")
     tied: bool = Field(description="not distinguishable from the best")
-    beats: tuple[str, ...] = Field(description="baselines that it is shown to be better than, one-sided at 95 %")
+    beats: tuple[str, ...] = Field(description="baselines it is shown to be better than, one-sided at 95 % for all")
 
 
 class Ranking(_Frozen):
@@ -178,8 +178,8 @@ def _ranking(key: str, judged: _Judged) -> Ranking:
         name: _ranked(
             judged,
             score,
-            p=None if name == judged.best else pairs[at, i],
-            p_holm=None if name == judged.best else corrected[at, i],
+            p=pairs[at, i] if reliable and name != judged.best else None,
+            p_holm=corrected[at, i] if reliable and name != judged.best else None,
             tied=not reliable or name == judged.best or corrected[at, i] >= SIGNIFICANT,
             beats=_beaten(judged, score) if reliable else (),
         )
@@ -229,4 +229,8 @@ def _beaten(judged: _Judged, score: Resampled) -> tuple[str, ...]:
     def gain(rule: Resampled) -> Resampled:
         return rule.minus(score) if judged.metric in LOWER_IS_BETTER else score.minus(rule)
 
-    return tuple(name for name, rule in judged.baselines.items() if is_above_zero(gain(rule), judged.patients))
+    return tuple(
+        name
+        for name, rule in judged.baselines.items()
+        if is_above_zero(gain(rule), judged.patients, len(judged.trials))
+    )

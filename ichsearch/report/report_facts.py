@@ -56,7 +56,7 @@ def _reasons(records: Sequence[TrialRecord]) -> Table:
 def provenance(data: RunData, commands: Sequence[str]) -> Section:
     """Data, environment and commands: what it takes to do it again."""
     noted = read_commands(data.folder)
-    made_with = _facts("Environment", _told(noted[-1] if noted else environment()))
+    made_with = _facts("Environment", _told(noted[0] if noted else environment()))
     made = [f"{entry['command']}   # {entry['when']}" for entry in noted]
     return Section(
         "made",

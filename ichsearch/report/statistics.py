@@ -76,7 +76,7 @@ def read_predictions(path: Path) -> Predictions:
     except (OSError, ValueError, KeyError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise DataError(
             f"a finished trial has predictions, but {path.parent.name}/{path.name} cannot be read "
-            f"({type(error).__name__}); restore the file, or remove the trial's folder and run again"
+            f"({type(error).__name__}); restore the file from a copy: its run cannot be ranked without it"
         ) from error
 
 
