@@ -3,14 +3,19 @@
 In: arguments. Out: files, and lines that say where they are.
 """
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
+from rich.console import Console
 
 from ichsearch.cli_console import err, say
 from ichsearch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 app = typer.Typer()
 ONNX_LIBRARIES: Final = ("onnx", "onnxscript", "onnxruntime")
@@ -50,8 +55,9 @@ def export(
         raise ConfigError(f"an export needs {', '.join(missing)}; pip install 'ichsearch[export]'")
     import torch
 
-    from ichsearch.deploy.export import check_target, export_model
+    from ichsearch.deploy.export import export_model
     from ichsearch.deploy.models import load_predictor
+    from ichsearch.deploy.targets import check_target
     from ichsearch.report.report import shards_of
     from ichsearch.search.run_folder import RunFolder
 
@@ -62,3 +68,81 @@ def export(
     names = ", ".join(f"{member.trial} ({member.backbone})" for member in record.members)
     say(f"{names}: ONNX differs from torch by {record.onnx.max_difference:.1e} at most")
     say(f"{target}: read MODEL_CARD.md; python {target}/predict.py DICOM_DIR · not for clinical use")
+
+
+@app.command()
+def predict(
+    run_folder: Run,
+    dicom: Annotated[str, typer.Argument(metavar="DICOM_DIR", help="Folder or URI of DICOM files, searched below.")],
+    table: Annotated[
+        Path, typer.Option("--out", help="CSV, a row a slice; beside it <name>.studies.csv and <name>.quarantine.csv.")
+    ] = Path("predictions.csv"),
+    trial: Trial = None,
+    use_ensemble: UseEnsemble = False,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Average each slice with its neighbours.")] = False,
+    kaggle: Annotated[Path | None, typer.Option(help="Also a submission in the form of RSNA 2019.")] = None,
+    overlays: Annotated[
+        Path | None, typer.Option(help="New folder: Grad-CAM over each study's three highest slices, as PNG.")
+    ] = None,
+    data: RunData = None,
+) -> None:
+    """Predict the slices and studies of a folder of DICOM files with a run's model, preprocessed as the run's were."""
+    from ichsearch.cli_progress import progress
+    from ichsearch.deploy.models import load_predictor
+    from ichsearch.deploy.outcome import Targets, outcome_text
+    from ichsearch.deploy.predict import predict_folder
+    from ichsearch.deploy.smoothing import smoothing_text
+    from ichsearch.report.report import shards_of
+    from ichsearch.search.run_folder import RunFolder
+
+    folder, targets = RunFolder(run_folder.resolve()), Targets(table, kaggle, overlays)
+    predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=data)
+    gains = smoothing_text(folder, predictor, shards_of(folder, data)) if smooth else ""
+    with progress(err) as show:
+        outcome = predict_folder(predictor, dicom, targets, smooth=smooth, on_progress=show)
+    for line in (gains, *outcome_text(outcome, targets)):
+        if line:
+            say(line)
+
+
+@app.command()
+def evaluate(
+    run_folder: Run,
+    shards: Annotated[Path, typer.Option("--data", help="Folder of labelled shards, made as the run's were.")],
+    part: Annotated[
+        Literal["all", "validation", "test"],
+        typer.Option("--split", help="Of the run's own data: validation, or test, which is noted; of others: all."),
+    ] = "all",
+    trial: Trial = None,
+    use_ensemble: UseEnsemble = False,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Average each slice with its neighbours.")] = False,
+    run_data: Annotated[Path | None, typer.Option(help="The run's own shards; only older runs need them.")] = None,
+) -> None:
+    """Judge a run's model on labelled slices, with intervals over patients, at thresholds chosen on validation."""
+    from ichsearch.deploy.evaluate import evaluate as judge
+    from ichsearch.deploy.evaluate import own_shards
+    from ichsearch.deploy.evaluation_record import evaluation_text, score_rows, threshold_rows
+    from ichsearch.deploy.models import load_predictor
+    from ichsearch.search.run_folder import RunFolder
+
+    folder, command = RunFolder(run_folder.resolve()), ["ichsearch", *sys.argv[1:]]
+    own = own_shards(folder, shards, run_data)
+    predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=own)
+    judged, path = judge(folder, predictor, shards.resolve(), part=part, smooth=smooth, run_shards=own, command=command)
+    wide = Console(width=250)  # lines may wrap, but cells do not
+    wide.print(_table(f"{', '.join(judged.trials)} on {shards.name}", score_rows(judged)))
+    wide.print(_table("at the thresholds of the validation patients", threshold_rows(judged)))
+    for line in evaluation_text(judged):
+        say(line)
+    say(f"kept in {path} for all labels, the predictions in {path.with_suffix('.parquet').name} · not for clinical use")
+
+
+def _table(title: str, rows: list[list[str]]) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    header, *others = rows
+    table = Table(*header, title=escape(title), title_justify="left")
+    for row in others:
+        table.add_row(*map(escape, row))
+    return table

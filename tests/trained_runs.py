@@ -3,6 +3,7 @@
 In: a folder. Out: shards at 64 px and a `RunFolder` of trials of one or two epochs, as a search leaves it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,16 +32,16 @@ INPUTS: Final[dict[str, dict[str, Any]]] = {
 """Of each trial; 48 and 40 px are no whole part of 64."""
 
 
-def write_trained_run(root: Path, **of_all: Any) -> tuple[RunFolder, Path]:
-    """A run of `INPUTS` on small slices with blobs of blood, and its shards; `of_all` goes into every configuration."""
+def write_trained_run(root: Path, trials: Sequence[str] = tuple(INPUTS), **of_all: Any) -> tuple[RunFolder, Path]:
+    """A run of `trials` of `INPUTS` on small slices with blobs of blood, and its shards; `of_all` goes into each."""
     shards = root / "shards"
     write_shards(shards, make_rows(patients=45, slices=4, size=STORED_PX), STORED_PX)
     folder = RunFolder(root / "run")
     folder.root.mkdir(parents=True)
     save_space(load_space(write_space(root)), folder.space)
     write_json(folder.preprocessing, preprocessing_of(shards, [32]).model_dump())
-    for trial, own in INPUTS.items():
-        _train(folder, shards, trial, {**own, **of_all})
+    for trial in trials:
+        _train(folder, shards, trial, {**INPUTS[trial], **of_all})
     return folder, shards
 
 

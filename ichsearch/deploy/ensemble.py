@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ichsearch.deploy.ensemble_record import Ensemble, Gain, Member, Step
+from ichsearch.deploy.gains import gain_over
 from ichsearch.deploy.models import best_trial, predictor_of, with_weights
 from ichsearch.deploy.stored_slices import predict_rows, stored_slices
 from ichsearch.errors import DataError, NoTrialFinishedError
@@ -56,11 +57,10 @@ class _Vote:
 
     def gain(self, new: FloatArray, old: FloatArray) -> Gain:
         """How much better `new` is than `old`, paired over patients."""
-        better, worse = self.resampled(new), self.resampled(old)
-        difference = worse.minus(better) if self.metric in LOWER_IS_BETTER else better.minus(worse)
-        interval = difference.interval
-        assert interval is not None, "both have scores"
-        return Gain(value=interval.value, low=interval.low, high=interval.high)
+        better, worse = (self.reference._replace(probabilities=probabilities) for probabilities in (new, old))
+        gain = gain_over(better, worse, self.metric)
+        assert gain is not None, "both have scores"
+        return gain
 
 
 def choose_ensemble(folder: RunFolder, shards: Path | None, on_progress: Progress = lambda *_: None) -> Ensemble:

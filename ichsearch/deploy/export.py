@@ -22,9 +22,9 @@ from ichsearch.deploy.exported_record import (
 from ichsearch.deploy.model_card import model_card
 from ichsearch.deploy.models import Predictor
 from ichsearch.deploy.onnx_graph import OPSET, Parity, write_onnx
+from ichsearch.deploy.targets import folder_aside
 from ichsearch.deploy.thresholds import operating_points
 from ichsearch.dicom.pixels import MAX_HU, MIN_HU
-from ichsearch.errors import ConfigError
 from ichsearch.files import sha256_of, write_json, write_text
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space_file import load_space
@@ -54,16 +54,6 @@ class Exported(NamedTuple):
     record: ExportedRecord
 
 
-def check_target(out: Path) -> None:
-    """Refuse a folder that holds anything, before any work is done.
-
-    Raises:
-        ConfigError: with what to do.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out must be a new or empty folder, but {out} is not; give another")
-
-
 def export_model(folder: RunFolder, predictor: Predictor, shards: Path | None, out: Path) -> Exported:
     """Write what `predictor`, exact and on the CPU, predicts with to `out`.
 
@@ -77,17 +67,8 @@ def export_model(folder: RunFolder, predictor: Predictor, shards: Path | None, o
         ConfigError: `out` holds something, or the model has no ONNX form that says the same.
         DataError: predictions or shards are damaged.
     """
-    check_target(out)
-    aside = out.with_name(f".{out.name}.aside")
-    shutil.rmtree(aside, ignore_errors=True)  # of a killed process
-    aside.mkdir(parents=True)
-    try:
+    with folder_aside(out) as aside:
         record = _fill(aside, folder, predictor, shards)
-        if out.exists():
-            out.rmdir()
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Exported(out, record)
 
 

@@ -62,13 +62,13 @@ def predict_folder(model: ExportedModel, dicom: str, out: Path) -> tuple[int, Co
     """
     found = open_dicom_folder(dicom)
     left_out = Counter(file.reason for file in found.refused)
+    left_out.update({"duplicate": found.duplicates} if found.duplicates else {})
     written = 0
     with written_aside(out) as aside, aside.open("w", newline="", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["study", "series", "slice", *(f"probability_{label}" for label in model.record.labels)])
         for series in found.series(model.record.stored_px, model.record.crop):
             left_out.update(refused.reason for refused in series.refused)
-            left_out.update({"duplicate": series.duplicates} if series.duplicates else {})
             names = [_safe(series.study), _safe(series.series)]
             for slice_uid, row in zip(series.slices, model.predict(series.hu), strict=True):
                 table.writerow([*names, _safe(slice_uid), *(f"{value:.6g}" for value in row)])

@@ -223,5 +223,8 @@ def run_preprocessing(folder: RunFolder, shards: Path | None, configs: Sequence[
             ) from error
     data = shards_of(folder, shards)
     if data is None:
-        raise ConfigError(f"{folder.root} does not tell how its slices were made; name the run's shards with --data")
+        raise ConfigError(
+            f"{folder.root} does not tell how its slices were made; name the run's own shards with --data "
+            "(of evaluate: --run-data)"
+        )
     return preprocessing_of(data, sorted({config.size for config in configs if config.channels == "hist"}))

@@ -26,6 +26,13 @@ class Pipeline(nn.Module):
         self._members = nn.ModuleList(members)
         self._weights, self._flip = list(weights), flip
 
+    @property
+    def heaviest(self) -> "Member":
+        """The first of the members with the largest weight."""
+        member = self._members[self._weights.index(max(self._weights))]
+        assert isinstance(member, Member)
+        return member
+
     def forward(self, hu: Tensor) -> Tensor:
         """See the module."""
         images = hu.float()

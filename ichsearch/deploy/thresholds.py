@@ -3,13 +3,14 @@
 In: a file of predictions of the validation slices. Out: operating points of each label.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from ichsearch.deploy.exported_record import OperatingPoint, OperatingPoints
-from ichsearch.report.statistics import Predictions, read_predictions
+from ichsearch.report.statistics import read_predictions
 from ichsearch.train.metrics import SPECIFICITIES_PERCENT, BoolArray, FloatArray
 
 YOUDEN: Final = "youden"
@@ -25,11 +26,15 @@ def operating_points(validation: Path) -> OperatingPoints:
         DataError: the predictions cannot be read.
     """
     predictions = read_predictions(validation)
-    return {label: _of_label(predictions, column) for column, label in enumerate(predictions.labels)}
+    return points_of(predictions.labels, predictions.positive, predictions.probabilities)
 
 
-def _of_label(predictions: Predictions, column: int) -> dict[str, OperatingPoint | None]:
-    positive, scores = predictions.positive[:, column], predictions.probabilities[:, column]
+def points_of(labels: Sequence[str], positive: BoolArray, scores: FloatArray) -> OperatingPoints:
+    """The same of (N, L) truth and probabilities, of slices or of patients."""
+    return {label: _of_label(positive[:, column], scores[:, column]) for column, label in enumerate(labels)}
+
+
+def _of_label(positive: BoolArray, scores: FloatArray) -> dict[str, OperatingPoint | None]:
     names = [f"specificity_{percent}" for percent in SPECIFICITIES_PERCENT]
     if positive.all() or not positive.any():
         return dict.fromkeys([*names, YOUDEN])
@@ -48,10 +53,15 @@ def _of_label(predictions: Predictions, column: int) -> dict[str, OperatingPoint
 
 
 def _curve(positive: BoolArray, scores: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """All thresholds from that which nothing reaches downwards, with their sensitivity and specificity."""
+    """All thresholds from that which nothing reaches downwards, with their sensitivity and specificity.
+
+    They lie halfway between two probabilities: one that a slice has could be missed where rounding differs.
+    """
     order = np.argsort(scores)[::-1]
     ordered, found = scores[order], np.cumsum(positive[order])
     last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])  # equal scores are all above a threshold, or none
     alarms = last + 1 - found[last]
-    thresholds = np.r_[np.nextafter(np.float32(ordered[0]), np.float32(2)), ordered[last]]
+    edges = np.r_[ordered[last], 0]
+    highest = max((1 + ordered[0]) / 2, np.nextafter(np.float32(ordered[0]), np.float32(2)))
+    thresholds = np.r_[highest, (edges[:-1] + edges[1:]) / 2]
     return thresholds, np.r_[0, found[last]] / found[-1], 1 - np.r_[0, alarms] / (len(scores) - found[-1])

@@ -40,7 +40,7 @@ def grad_cam(model: nn.Module, inputs: Tensor, output: int) -> tuple[Tensor, int
         logits: Tensor = model(inputs.requires_grad_())
         deepest = next((one for one in reversed(maps) if min(one.shape[2:]) >= LEAST_SIDE), maps[0])
         (gradients,) = torch.autograd.grad(logits[:, output].sum(), deepest)
-    heat = (gradients.mean(dim=(2, 3), keepdim=True) * deepest).sum(dim=1, keepdim=True).relu().detach()
+    heat = (gradients.mean(dim=(2, 3), keepdim=True) * deepest).sum(dim=1, keepdim=True).relu().detach().float()
     heat = heat / heat.amax(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
     side = inputs.shape[-1]
     return nn.functional.interpolate(heat, (side, side), mode="bilinear", align_corners=False)[:, 0], heat.shape[-1]

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from matplotlib import colormaps
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -20,6 +19,7 @@ from ichsearch.data.batches import Batches
 from ichsearch.dicom.windows import BRAIN
 from ichsearch.labels import ANY
 from ichsearch.report.grad_cam import grad_cam, has_maps
+from ichsearch.report.heat import Grey, heated, windowed
 from ichsearch.report.page import Label, Section, Tile
 from ichsearch.report.report_scores import judged_label
 from ichsearch.report.run_data import RunData
@@ -34,13 +34,10 @@ THRESHOLD: Final = 0.5
 SHOWN: Final = 12
 ERRORS: Final = 4
 """Shown of each kind, from different patients."""
-HEAT: Final = "inferno"
-OPACITY: Final = 0.6
 NONE: Final = "none"
 NAME_LETTERS: Final = 12
 """Of a slice's name, a keyed hash: enough to find it by."""
 
-Grey = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 
@@ -90,12 +87,7 @@ def _pictures(data: RunData, places: Rows) -> list[Grey]:
     """The slices as the shards hold them, in the brain window."""
     stored, rows = data.stored(data.manifest.settings.size), data.rows[places].tolist()
     in_order = {row: stored.read(row, row + 1)[0] for row in sorted(rows)}  # shard after shard
-    return [_windowed(in_order[row]) for row in rows]
-
-
-def _windowed(hu: npt.NDArray[np.int16]) -> Grey:
-    share = (hu.astype(np.float64) - BRAIN.low_hu) / BRAIN.width_hu
-    return np.round(255 * share.clip(0, 1)).astype(np.uint8)
+    return [windowed(in_order[row]) for row in rows]
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -184,17 +176,7 @@ def _error_tile(given: Predictions, place: int, label: str, grey: Grey, heat: np
     said = f"{label} {given.probabilities[place, given.labels.index(label)]:.3f}"
     name = _name(given, place)
     alt = f"CT slice {name}: probability of {said}, but there: {shown}."
-    overlay = None if heat is None else _png(_heated(grey, heat))
+    overlay = None if heat is None else _png(heated(grey, heat))
     return Tile(
         _png(grey), alt, [Label(said, right=False)], [Label(f"there: {shown}"), Label(f"slice {name}")], overlay
     )
-
-
-def _heated(grey: Grey, heat: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """The slice with its heat laid over it, as strong as it is hot."""
-    sized = np.asarray(Image.fromarray(heat).resize(grey.shape[::-1], Image.Resampling.BILINEAR))
-    colours = colormaps[HEAT](sized)[..., :3]
-    strength = OPACITY * sized[..., None]
-    mixed = (1 - strength) * (grey[..., None] / 255) + strength * colours
-    heated: npt.NDArray[np.uint8] = np.round(255 * mixed.clip(0, 1)).astype(np.uint8)
-    return heated

@@ -86,6 +86,11 @@ class RunFolder:
         return self.root / "ensemble.parquet"
 
     @property
+    def evaluations(self) -> Path:
+        """What its models are worth on other slices: two files an evaluation."""
+        return self.root / "evaluations"
+
+    @property
     def journal(self) -> Path:
         """Optuna's journal: everything the search knows."""
         return self.root / "journal.log"

@@ -71,14 +71,20 @@ def quarantine_list_path(settings: Settings) -> Path:
 
 
 def write_quarantine(
-    out: Folder, quarantined: Iterable[QuarantinedFile], locations: Iterable[str], key: Key, settings: Settings
+    out: Folder,
+    quarantined: Iterable[QuarantinedFile],
+    locations: Iterable[str],
+    key: Key,
+    settings: Settings,
+    *,
+    name: str = QUARANTINE,
 ) -> None:
     """Write `quarantine.csv` beside the shards, and the list of its paths to a file of mode 0600 beside the key."""
     items = sorted(quarantined, key=lambda item: (item.reason, item.file))
     explained = [[item.file, item.reason, REASONS[item.reason.partition(":")[0]], item.n_bytes] for item in items]
-    out.write_bytes(QUARANTINE, _csv_text(["file", "reason", "explanation", "bytes"], explained).encode())
+    out.write_bytes(name, _csv_text(["file", "reason", "explanation", "bytes"], explained).encode())
     names = {item.file for item in items}
-    path_of = {name: path for path in locations if names and (name := key.hash("path", path)) in names}
+    path_of = {file: path for path in locations if names and (file := key.hash("path", path)) in names}
     private = _csv_text(["file", "reason", "path"], [[i.file, i.reason, path_of[i.file]] for i in items])
     with written_aside(quarantine_list_path(settings)) as aside:
         aside.touch(mode=0o600)

@@ -22,9 +22,9 @@ def truth_of(slices: SliceSet, rows: npt.NDArray[np.int64], labels: Sequence[str
 def prediction_table(
     slices: SliceSet, rows: npt.NDArray[np.int64], labels: Sequence[str], probabilities: FloatArray
 ) -> pd.DataFrame:
-    """Of each slice in `rows`: the slice, its patient, and truth and probability of each label."""
+    """Of each slice in `rows`: the slice, whose it is, its place in its series, and truth and probability by label."""
     table, truth = slices.table.iloc[rows], truth_of(slices, rows, labels)
-    frame = pd.DataFrame({"slice": table["slice"].to_numpy(), "patient": table["patient"].to_numpy()})
+    frame = table[["slice", "patient", "series", "series_index"]].reset_index(drop=True)
     for column, label in enumerate(labels):
         frame[f"label_{label}"] = truth[:, column].astype(np.int8)
         frame[f"probability_{label}"] = probabilities[:, column].astype(np.float32)
