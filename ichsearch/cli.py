@@ -269,6 +269,7 @@ def leaderboard(
 ) -> None:
     """Show what a run has found: intervals over patients, who cannot be told from the best, who beats the baselines."""
     from ichsearch.files import to_json
+    from ichsearch.report.confirmation import confirmation_text
     from ichsearch.report.leaderboard import read_leaderboard
     from ichsearch.report.leaderboard_table import as_objects, as_table
     from ichsearch.report.pareto import pareto_front
@@ -278,14 +279,16 @@ def leaderboard(
 
     folder = RunFolder(run_folder.resolve())
     summary = summarise(folder, shards_of(folder, data))
-    board, columns = read_leaderboard(folder), pareto.split(",") if pareto else []
-    if pareto:
+    board, columns = read_leaderboard(folder), [] if pareto is None else pareto.split(",")
+    if columns:
         board = board[pareto_front(board, columns)]
     if as_json:
         sys.stdout.write(to_json({"summary": summary_as_json(summary), "rows": as_objects(board)}).decode())
         return
     Console(width=250).print(as_table(board, columns))  # so that lines may wrap, but cells do not
     say(summary_text(summary))
+    if confirmed := confirmation_text(folder):
+        say(confirmed)
 
 
 @app.command()

@@ -71,15 +71,27 @@ def next_command(command: Sequence[str], standing: Standing) -> str:
         "time": f"{2 * max(standing.time_s or 0.0, standing.spent_s):.0f}s",
         "device_hours": f"{2 * max(standing.device_limit_s or 0.0, standing.device_s) / UNITS_S['h']:.3g}",
     }
-    option = OPTIONS.get(standing.done)
-    kept = join(_without(command, {"--extend", "--json"}, option))
-    return f"{kept} --extend {option} {more[standing.done]}" if option else f"{kept} --extend   (with a larger space)"
+    short = [name for name in OPTIONS if name == standing.done or _is_nearly_spent(standing, name)]
+    if standing.done not in OPTIONS:
+        return f"{join(_without(command, [], ['--extend', '--json']))} --extend   (with a larger space)"
+    kept = join(_without(command, [OPTIONS[name] for name in short], ["--extend", "--json"]))
+    return " ".join([kept, "--extend", *(f"{OPTIONS[name]} {more[name]}" for name in short)])
 
 
-def _without(command: Sequence[str], flags: set[str], option: str | None) -> Iterator[str]:
+def _is_nearly_spent(standing: Standing, budget: str) -> bool:
+    """Whether more than half of a budget of time is used: twice as many trials would not fit into what is left."""
+    if budget == "time":
+        return standing.time_s is not None and standing.spent_s > standing.time_s / 2
+    if budget == "device_hours":
+        return standing.device_limit_s is not None and standing.device_s > standing.device_limit_s / 2
+    return False
+
+
+def _without(command: Sequence[str], options: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
+    """The words of a command without some options, whose values go with them, and flags."""
     words = iter(command)
     for word in words:
-        if word == option:
+        if word in options:
             next(words, None)
-        elif word not in flags and word.partition("=")[0] != option:
+        elif word not in flags and word.partition("=")[0] not in options:
             yield word

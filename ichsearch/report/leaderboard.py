@@ -14,6 +14,7 @@ from pandas.api.types import is_numeric_dtype
 from ichsearch.files import sha256_of, write_text
 from ichsearch.labels import LABELS
 from ichsearch.report.baselines import baseline_intervals
+from ichsearch.report.bootstrap import MIN_PATIENTS
 from ichsearch.report.confirmation import Confirmation, confirmations
 from ichsearch.report.ranking import Ranked, Ranking, known_ranking
 from ichsearch.report.statistics import Intervals, known_statistics
@@ -95,8 +96,10 @@ def _trial_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[str
     for record in folder.records():
         row = _record(record) | _confirmed(confirmed.get(record.trial))
         if result := read_result(folder.trial(record.trial)):
-            row |= _result(folder.root, record, result) | _bounds(_known_intervals(folder, record.trial))
-            row |= _bounds_of_score(row)
+            row |= _result(folder.root, record, result)
+            if ranking is None or ranking.reliable:
+                row |= _bounds(_known_intervals(folder, record.trial))
+                row |= _bounds_of_score(row)
             if ranking and (ranked := ranking.trials.get(record.trial)):  # it may have finished since it was read
                 row |= _standing(ranked, ranking)
         yield row
@@ -124,7 +127,8 @@ def _confirmed(confirmation: Confirmation | None) -> dict[str, Any]:
     row: dict[str, Any] = {"confirmed": len(confirmation.scores)}
     row |= {"confirmed_mean": confirmation.mean, "confirmed_sd": confirmation.sd}
     if test := confirmation.test:
-        row |= {"test_score": test.value, "test_low": test.low, "test_high": test.high}
+        row |= {"test_score": test.value}
+        row |= {"test_low": test.low, "test_high": test.high} if confirmation.patients >= MIN_PATIENTS else {}
     return row
 
 
@@ -170,12 +174,13 @@ def _bounds_of_score(row: dict[str, Any]) -> dict[str, Any]:
 def _standing(ranked: Ranked, ranking: Ranking) -> dict[str, Any]:
     """Columns of a trial held against the best one and the baselines."""
     beats = {"beats_baselines": set(ranked.beats) == set(ranking.baselines)} if ranking.baselines else {}
-    return _differences(ranked) | {"p_holm": ranked.p_holm, "tied": ranked.tied} | beats
+    return _differences(ranked, ranking) | {"p_holm": ranked.p_holm, "tied": ranked.tied} | beats
 
 
-def _differences(ranked: Ranked) -> dict[str, Any]:
-    names = ("low", "high", "difference", "difference_low", "difference_high")
-    return {name: getattr(ranked, name) for name in names}
+def _differences(ranked: Ranked, ranking: Ranking) -> dict[str, Any]:
+    """The difference to the best, and intervals unless the patients are too few to believe them."""
+    ends = ("low", "high", "difference_low", "difference_high") if ranking.reliable else ()
+    return {name: getattr(ranked, name) for name in ("difference", *ends)}
 
 
 def _baseline_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[str, Any]]:
@@ -186,4 +191,5 @@ def _baseline_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[
     for name, intervals in ((name, known[name]) for name in ranking.baselines if name in known):
         row = {"trial": name, "status": BASELINE, "metric": ranking.metric, "score": ranking.baselines[name].value}
         values = {metric: interval.value for metric, interval in intervals.items() if interval and metric in METRICS}
-        yield row | values | _bounds(intervals) | _differences(ranking.baselines[name])
+        bounds = _bounds(intervals) if ranking.reliable else {}
+        yield row | values | bounds | _differences(ranking.baselines[name], ranking)

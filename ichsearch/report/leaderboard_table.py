@@ -17,12 +17,16 @@ NOTHING: Final = ""
 HEADINGS: Final = ("rank", "trial", "backbone", "{metric}", "95 %", "minus best", "p (Holm)", "beats rules")
 ALWAYS: Final = ("epochs", "seconds")
 """Columns that stand behind those; others on demand."""
+CONFIRMED: Final = ("confirmed_mean", "test_score")
+"""Those of a run of which some trial was confirmed."""
+LEAST_P: Final = 0.001
 
 
 def as_table(board: pd.DataFrame, more: Sequence[str] = ()) -> Table:
     """The leaderboard as a table; `more` names columns of numbers to be shown too."""
     metric = str(board["metric"].iloc[0]) if len(board) else "score"
-    shown = list(dict.fromkeys([*more, *ALWAYS]))
+    confirmed = (name for name in CONFIRMED if board[name].notna().any())
+    shown = list(dict.fromkeys([*more, *confirmed, *ALWAYS]))
     table = Table(*(escape(heading.format(metric=metric)) for heading in HEADINGS), box=SIMPLE, pad_edge=False)
     for name in shown:
         table.add_column(name, justify="right")
@@ -42,8 +46,8 @@ def _cells(row: "pd.Series[Any]") -> list[str]:
         _fixed(row["score"]),
         NOTHING if pd.isna(row["low"]) else f"{row['low']:.3f} to {row['high']:.3f}",
         _fixed(row["difference"], "+"),
-        _fixed(row["p_holm"]),
-        NOTHING if pd.isna(row["beats_baselines"]) else ("yes" if row["beats_baselines"] else "NO"),
+        f"<{LEAST_P}" if row["p_holm"] < LEAST_P else _fixed(row["p_holm"]),
+        NOTHING if pd.isna(row["beats_baselines"]) else ("yes" if row["beats_baselines"] else "not shown"),
     ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ichsearch.errors import ConfigError
+from ichsearch.search.rules import nearest
 from ichsearch.train.metrics import BoolArray
 
 COSTS: Final = (
@@ -33,8 +34,10 @@ def pareto_front(table: pd.DataFrame, columns: Sequence[str]) -> BoolArray:
     """
     for name in columns:
         if name not in table or not pd.api.types.is_numeric_dtype(table[name]):
-            known = ", ".join(column for column in map(str, table) if pd.api.types.is_numeric_dtype(table[column]))
-            raise ConfigError(f"--pareto takes columns of numbers, but {name!r} is none; it may be: {known}")
+            known = [column for column in map(str, table) if pd.api.types.is_numeric_dtype(table[column])]
+            raise ConfigError(f"--pareto takes columns of numbers, but {name!r} is none; {nearest(name, known)}")
+        if table[name].isna().all():
+            raise ConfigError(f"--pareto takes columns that trials have values in, but {name} is empty; leave it out")
     values = np.stack([_costs(table, name) for name in columns], axis=1)
     whole = (table["status"] == "finished").to_numpy() & ~np.isnan(values).any(axis=1)
     no_worse = (values[:, None] <= values).all(axis=2)  # (i, j): i is at least as good as j

@@ -155,7 +155,8 @@ def _heats(data: RunData, places: Rows, label: str) -> tuple[npt.NDArray[np.floa
     if not has_maps(config):
         return None, f"No Grad-CAM: {config.backbone} makes tokens, no maps of the image."
     if not (data.folder.trial(data.best.name) / WEIGHTS).is_file():
-        return None, "No Grad-CAM: the weights of the best trial were not kept (keep.best, keep.disk_gb)."
+        missing = f"trials/{data.best.name}/{WEIGHTS}"
+        return None, f"No Grad-CAM: {missing} is not there; how many are kept is up to keep.best and keep.disk_gb."
     batches = Batches(data.slices, data.rows[places], config.recipe, CPU)
     inputs = torch.cat([batch.clone() for batch in batches.evaluate()])
     heat, side = grad_cam(best_model(data), inputs, config.labels.index(label))

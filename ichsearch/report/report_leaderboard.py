@@ -47,7 +47,7 @@ def leaderboard(data: RunData) -> Section:
     return Section(
         "leaderboard",
         "Leaderboard",
-        "Rank 1 is a group: these patients do not tell its members apart, so take the cheapest.",
+        "Rank 1 is a group that these patients do not tell apart; equal they need not be: more patients would tell.",
         notes=[
             f"{data.metric} on the validation patients. A heading sorts, again the other way; pointing at a row lights "
             "up its marks."

@@ -133,7 +133,12 @@ def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
     found = differences(load_space(folder.space), space)
     fixed = any(difference.keys[0] in FIXED for difference in found)
     if fixed or (found and not extend and folder.journal.is_file()):
-        hint = "give another --out" if fixed else "add --extend to go on with the change, or give another --out"
+        found = [difference for difference in found if not fixed or difference.keys[0] in FIXED]
+        hint = (
+            "these cannot change, give another --out"
+            if fixed
+            else "add --extend to go on with the change, or give another --out"
+        )
         raise ConfigError("\n  ".join([f"{folder.root} holds another run; {hint}:", *map(str, found)]))
 
 
