@@ -8,6 +8,7 @@ from judged_runs import add_judged_trial, add_trial, draw_truth, predicted
 
 from ichsearch.errors import DataError, NoTrialFinishedError
 from ichsearch.report import statistics
+from ichsearch.report.leaderboard import read_leaderboard
 from ichsearch.report.ranking import Ranking, known_ranking, rank_trials
 from ichsearch.report.statistics import trial_statistics
 from ichsearch.report.summary import summarise, summary_text
@@ -106,13 +107,19 @@ def test_a_run_without_a_finished_trial_is_not_ranked(folder: RunFolder) -> None
         rank_trials(folder, None)
 
 
-def test_a_finished_trial_without_predictions_is_named(folder: RunFolder) -> None:
-    rank(folder, 1.0, 0.5)
-    (folder.trial("0001") / "predictions.parquet").write_bytes(b"no Parquet")
-    with pytest.raises(DataError, match=r"0001/predictions.parquet"):
-        rank_trials(folder, None)
+def test_a_finished_trial_without_predictions_is_named_and_left_out(folder: RunFolder) -> None:
+    rank(folder, 1.0, 0.5, 0.4)
+    (folder.trial("0000") / "predictions.parquet").write_bytes(b"no Parquet")
+    (folder.trial("0002") / "predictions.parquet").unlink()
+    summary = summarise(folder, None)
+    assert (summary.trial, summary.unreadable) == ("0001", ("0000", "0002"))
+    assert "predictions cannot be read: 0000, 0002" in summary_text(summary)
+    board = read_leaderboard(folder).set_index("trial")
+    assert board.loc["0001", "place"] == 1
+    assert board.loc[["0000", "0002"], "place"].isna().all()
+    assert set(board.loc[["0000", "0002"], "reason"]) == {"predictions cannot be read"}
     (folder.trial("0001") / "predictions.parquet").unlink()
-    with pytest.raises(DataError, match=r"0001/predictions.parquet"):
+    with pytest.raises(DataError, match=r"0000/predictions.parquet"):
         rank_trials(folder, None)
 
 

@@ -42,6 +42,8 @@ BOUNDED: Final = (
 )  # fmt: skip
 """Metrics that have columns for their interval; those of the others stand in the trial's statistics.json."""
 BASELINE: Final = "baseline"
+UNREADABLE: Final = "predictions cannot be read"
+"""The reason why a finished trial has no place."""
 COLUMNS: Final = (
     "rank", "place", "trial", "status", "reason", "metric", "score", "low", "high",
     "difference", "difference_low", "difference_high", "p_holm", "tied", "beats_baselines",
@@ -84,7 +86,8 @@ def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
     if not len(table):
         return table
     lower = table["metric"].iloc[0] in LOWER_IS_BETTER
-    own = table["score"].where(table["status"] == "finished").astype(float)
+    is_ranked = (table["status"] == "finished") & (table["reason"] != UNREADABLE)
+    own = table["score"].where(is_ranked).astype(float)
     table["place"] = own.rank(method="min", ascending=lower).astype("Int64")
     table["rank"] = table["place"].mask(table["tied"].fillna(value=False) & own.notna(), 1)
     ordered = table.assign(order=table["score"].astype(float) * (1 if lower else -1))
@@ -100,6 +103,8 @@ def _trial_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[str
             if ranking is None or ranking.reliable:
                 row |= _bounds(_known_intervals(folder, record.trial))
                 row |= _bounds_of_score(row)
+            if ranking and record.trial in ranking.unreadable:
+                row["reason"] = UNREADABLE
             if ranking and (ranked := ranking.trials.get(record.trial)):  # it may have finished since it was read
                 row |= _standing(ranked, ranking)
         yield row

@@ -24,7 +24,7 @@ from ichsearch.train.lineage import PREDICTIONS
 from ichsearch.train.metrics import LOWER_IS_BETTER, Metric
 from ichsearch.train.trial import read_result
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised when the same predictions would be ranked otherwise."""
 
 
@@ -58,6 +58,7 @@ class Ranking(_Frozen):
     reliable: bool = Field(description="enough patients for intervals to mean something; else nobody beats anybody")
     trials: dict[str, Ranked]
     baselines: dict[str, Ranked]
+    unreadable: tuple[str, ...] = Field(description="finished trials that are not ranked: damaged predictions")
 
     @property
     def tied(self) -> list[str]:
@@ -89,20 +90,20 @@ def rank_trials(folder: RunFolder, shards: Path | None) -> Ranking:
 
     Raises:
         NoTrialFinishedError: there is nothing to rank.
-        DataError: predictions cannot be read, or the shards are not the run's.
+        DataError: no trial's predictions can be read, or the shards are not the run's.
     """
     finished = _finished(folder)
     if not finished:
         raise NoTrialFinishedError("a ranking needs a finished trial, but the run has none; go on with it")
-    for trial in finished:
-        trial_statistics(folder, trial)
-    best = _best(finished)
-    config = TrialConfig.model_validate(finished[best].config)
+    readable = _readable(folder, finished)
+    best = _best(readable)
+    config = TrialConfig.model_validate(readable[best].config)
     if shards is not None:
         fit_baselines(folder, shards, config.task, read_predictions(folder.trial(best) / PREDICTIONS))
     if (known := known_ranking(folder)) is not None:
         return known
-    ranking = _ranking(_key(folder, list(finished)), _judged(folder, list(finished), best, config.metric))
+    unreadable = tuple(trial for trial in finished if trial not in readable)
+    ranking = _ranking(_key(folder, list(finished)), _judged(folder, list(readable), best, config.metric), unreadable)
     write_json(folder.ranking, ranking.model_dump())
     return ranking
 
@@ -126,6 +127,23 @@ def _finished(folder: RunFolder) -> dict[str, _Finished]:
     """The trials that have a score, in the order of their ids."""
     results = {record.trial: (record.config, read_result(folder.trial(record.trial))) for record in folder.records()}
     return {trial: _Finished(result.score, config) for trial, (config, result) in results.items() if result}
+
+
+def _readable(folder: RunFolder, finished: dict[str, _Finished]) -> dict[str, _Finished]:
+    """Those whose predictions can be read, all their statistics computed.
+
+    Raises:
+        DataError: there is none.
+    """
+    problems: dict[str, DataError] = {}
+    for trial in finished:
+        try:
+            trial_statistics(folder, trial)
+        except DataError as problem:
+            problems[trial] = problem
+    if len(problems) == len(finished):
+        raise next(iter(problems.values()))
+    return {trial: known for trial, known in finished.items() if trial not in problems}
 
 
 def _best(finished: dict[str, _Finished]) -> str:
@@ -168,7 +186,7 @@ def _require_same_slices(predictions: Predictions, reference: Predictions, path:
         )
 
 
-def _ranking(key: str, judged: _Judged) -> Ranking:
+def _ranking(key: str, judged: _Judged, unreadable: tuple[str, ...]) -> Ranking:
     names = list(judged.trials)
     reliable = judged.patients >= MIN_PATIENTS
     pairs = pairwise_p(list(judged.trials.values()), judged.patients)
@@ -194,6 +212,7 @@ def _ranking(key: str, judged: _Judged) -> Ranking:
         reliable=reliable,
         trials=trials,
         baselines={name: _ranked(judged, score) for name, score in judged.baselines.items()},
+        unreadable=unreadable,
     )
 
 

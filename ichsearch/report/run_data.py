@@ -100,8 +100,8 @@ class RunData:
 
     @cached_property
     def ranked(self) -> list[Finished]:
-        """The finished trials, the best first."""
-        names = self.leaderboard.loc[self.leaderboard["status"] == "finished", "trial"]
+        """The finished trials whose predictions can be read, the best first."""
+        names = self.leaderboard.loc[self.leaderboard["place"].notna(), "trial"]
         return [self.finished[name] for name in names if name in self.finished]
 
     @property

@@ -51,6 +51,7 @@ class Summary(NamedTuple):
         tied: the other trials that cannot be told from it.
         unbeaten: the baselines that it is not shown to beat.
         rival: None where no baselines were fitted.
+        unreadable: finished trials that are not ranked, since their predictions are damaged.
         openings: how often the test fold was opened.
     """
 
@@ -67,6 +68,7 @@ class Summary(NamedTuple):
     tied: tuple[str, ...]
     unbeaten: tuple[str, ...]
     rival: Rival | None
+    unreadable: tuple[str, ...]
     openings: int
 
 
@@ -90,6 +92,7 @@ def summarise(folder: RunFolder, shards: Path | None) -> Summary:
         tied=tuple(trial for trial in ranking.tied if trial != ranking.best),
         unbeaten=tuple(name for name in ranking.baselines if name not in best.beats),
         rival=_rival(ranking),
+        unreadable=ranking.unreadable,
         openings=len(read_openings(folder)),
     )
     write_json(folder.summary, summary_as_json(summary))
@@ -117,11 +120,13 @@ def _rival(ranking: Ranking) -> Rival | None:
 def summary_text(summary: Summary) -> str:
     """What a person should take from the run, and what not."""
     interval = f" (95 % {summary.low:.3f} to {summary.high:.3f})" if summary.reliable else ""
+    missing = summary.unreadable
     return "\n".join(
         [
             f"best trial {summary.trial} ({summary.backbone}): {summary.metric} {summary.score:.3f}{interval} "
             f"on {summary.slices} validation slices of {summary.patients} patients",
             f"other trials: {_others(summary)}",
+            *([f"not ranked, since their predictions cannot be read: {', '.join(missing)}"] if missing else []),
             f"rules that see no image: {_baselines(summary)}",
             f"chosen on these patients, so its score is optimistic; {opened_text(summary.openings)} · "
             "not for clinical use",
