@@ -263,7 +263,8 @@ def leaderboard(
         Path | None, typer.Option(help="The run's folder of shards, for baselines that it has not got yet.")
     ] = None,
     pareto: Annotated[
-        str | None, typer.Option(help="Only trials that no other one beats in all of these columns: log_loss,seconds.")
+        str | None,
+        typer.Option(help="Only trials that none beats in all of these columns: log_loss,chain_seconds."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the summary and the rows.")] = False,
 ) -> None:

@@ -37,7 +37,7 @@ STABLE_COLUMNS = (
     "patient_auroc_mean,patient_auroc_mean_low,patient_auroc_mean_high,"
     "task,backbone,batch_size,size,channels,head,augment,augmentations,min_brain,imbalance,"
     "label_smoothing,weight_decay,clip_norm,precision,lr_schedule,rise,start_divisor,end_divisor,lr_spread,frozen_epochs,lr,"
-    "lr_factor,lr_suggestion,weights,parent,epochs,epochs_trained,restarted,best_epoch,seconds,images_per_s,micro_batch,"
+    "lr_factor,lr_suggestion,weights,parent,epochs,epochs_trained,restarted,best_epoch,seconds,chain_seconds,images_per_s,micro_batch,"
     "memory_mb,parameters_m,checkpoint"
 )
 
@@ -220,7 +220,7 @@ def test_the_table_shows_ranks_intervals_and_reasons(ranked: RunFolder) -> None:
     assert lines["0001"].split()[0] == "3"
     assert re.search(r"0\.\d{3} +0\.\d{3} to 0\.\d{3} +-0\.\d{3} +<?0\.0", lines["0001"])
     assert "failed [red]out_of_memory[/]" in text, "what a trial says is no markup"
-    assert text.splitlines()[1].split()[-3:] == ["log_loss", "epochs", "seconds"]
+    assert text.splitlines()[1].split()[-3:] == ["log_loss", "epochs", "chain_seconds"]
 
 
 def test_an_empty_leaderboard_is_a_table_too(folder: RunFolder) -> None:

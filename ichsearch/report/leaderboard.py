@@ -50,7 +50,7 @@ COLUMNS: Final = (
     "confirmed", "confirmed_mean", "confirmed_sd", "test_score", "test_low", "test_high",
     *(column for name in METRICS for column in ((name, f"{name}_low", f"{name}_high") if name in BOUNDED else (name,))),
     "task", *SEARCHED, "lr_factor", "lr_suggestion", "weights", "parent", "epochs", "epochs_trained", "restarted",
-    "best_epoch", "seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m", "checkpoint",
+    "best_epoch", "seconds", "chain_seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m", "checkpoint",
 )  # fmt: skip
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """The last four are the first four in full width, which some spreadsheets take for the same."""
@@ -95,11 +95,12 @@ def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
 
 
 def _trial_rows(folder: RunFolder, ranking: Ranking | None) -> Iterator[dict[str, Any]]:
-    confirmed = confirmations(folder)
-    for record in folder.records():
+    confirmed, chain_s = confirmations(folder), dict[str | None, float]()
+    for record in folder.records():  # parents before their children
         row = _record(record) | _confirmed(confirmed.get(record.trial))
         if result := read_result(folder.trial(record.trial)):
-            row |= _result(folder.root, record, result)
+            chain_s[record.trial] = result.seconds + chain_s.get(record.parent, 0.0)
+            row |= _result(folder.root, record, result) | {"chain_seconds": round(chain_s[record.trial], 3)}
             if ranking is None or ranking.reliable:
                 row |= _bounds(_known_intervals(folder, record.trial))
                 row |= _bounds_of_score(row)

@@ -15,7 +15,7 @@ from ichsearch.report.leaderboard import BASELINE
 
 NOTHING: Final = ""
 HEADINGS: Final = ("rank", "trial", "backbone", "{metric}", "95 %", "minus best", "p (Holm)", "beats rules")
-ALWAYS: Final = ("epochs", "seconds")
+ALWAYS: Final = ("epochs", "chain_seconds")
 """Columns that stand behind those; others on demand."""
 CONFIRMED: Final = ("confirmed_mean", "test_score")
 """Those of a run of which some trial was confirmed."""

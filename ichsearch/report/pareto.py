@@ -14,8 +14,8 @@ from ichsearch.search.rules import nearest
 from ichsearch.train.metrics import BoolArray
 
 COSTS: Final = (
-    "seconds", "parameters_m", "memory_mb", "epochs", "epochs_trained", "batch_size", "micro_batch", "size",
-    "rank", "place", "confirmed_sd",
+    "seconds", "chain_seconds", "parameters_m", "memory_mb", "epochs", "epochs_trained", "batch_size", "micro_batch",
+    "size", "rank", "place", "confirmed_sd",
 )  # fmt: skip
 RANKED: Final = (
     "score", "low", "high", "difference", "difference_low", "difference_high",
