@@ -159,6 +159,8 @@ def test_predictions_name_slice_patient_truth_and_probability(whole: Whole, slic
     assert list(stored) == [
         "slice",
         "patient",
+        "series",
+        "series_index",
         *(f"{kind}_{label}" for label in LABELS for kind in ("label", "probability")),
     ]
     rows = slices.table.set_index("slice").loc[stored["slice"]]
@@ -374,7 +376,7 @@ def test_every_choice_of_a_recipe_trains(
     assert result.score == records[result.best_epoch - 1][config.metric]
     assert all(math.isfinite(record["train_loss"]) for record in records)
     stored = pd.read_parquet(tmp_path / "predictions.parquet")
-    assert list(stored)[2:] == [f"{kind}_{label}" for label in config.labels for kind in ("label", "probability")]
+    assert list(stored)[4:] == [f"{kind}_{label}" for label in config.labels for kind in ("label", "probability")]
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
