@@ -258,9 +258,9 @@ def schema(
 
 @app.command()
 def leaderboard(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run.")],
     data: Annotated[
-        Path | None, typer.Option(help="The run's folder of shards, for baselines that it has not got yet.")
+        str | None, typer.Option(help="The run's folder of shards, for baselines that it has not got yet.")
     ] = None,
     pareto: Annotated[
         str | None,
@@ -276,11 +276,12 @@ def leaderboard(
     from ichsearch.report.pareto import pareto_front
     from ichsearch.report.report import shards_of
     from ichsearch.report.summary import summarise, summary_as_json, summary_text
-    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.run_folder import opened
 
-    folder = RunFolder(run_folder.resolve())
-    summary = summarise(folder, shards_of(folder, data))
-    board, columns = read_leaderboard(folder), [] if pareto is None else pareto.split(",")
+    with opened(run_folder) as folder:
+        summary = summarise(folder, shards_of(folder, data))
+        board, confirmed = read_leaderboard(folder), confirmation_text(folder)
+    columns = [] if pareto is None else pareto.split(",")
     if columns:
         board = board[pareto_front(board, columns)]
     if as_json:
@@ -288,29 +289,31 @@ def leaderboard(
         return
     Console(width=250).print(as_table(board, columns))  # so that lines may wrap, but cells do not
     say(summary_text(summary))
-    if confirmed := confirmation_text(folder):
+    if confirmed:
         say(confirmed)
 
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    data: Annotated[Path | None, typer.Option(help="The run's folder of shards, for what shows slices.")] = None,
+    run_folder: Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run.")],
+    data: Annotated[str | None, typer.Option(help="The run's folder of shards, for what shows slices.")] = None,
 ) -> None:
     """Draw what a run has found: one HTML page for any browser, offline."""
     from ichsearch.report.report import shards_of, write_report
-    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.run_folder import opened
 
-    folder = RunFolder(run_folder.resolve())
-    page = write_report(folder, shards_of(folder, data), [shlex.join(_command())])
+    with opened(run_folder) as folder:
+        page = folder.shown(write_report(folder, shards_of(folder, data), [shlex.join(_command())]))
     say(f"{page}: open it in a browser")
 
 
 @app.command()
 def run(
     space: Annotated[str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of shards; without it a phantom cohort is made.")] = None,
-    folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<space's name>.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Folder of shards or URI; without it a phantom cohort is made.")
+    ] = None,
+    folder: Annotated[str | None, typer.Option("--out", help="Run folder or URI; default runs/<space's name>.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the run instead of the space's number.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help=OPTION_HELP)] = None,
@@ -332,7 +335,7 @@ def run(
     from ichsearch.report.provenance import noting
     from ichsearch.report.report import drawn_at_the_end
     from ichsearch.report.summary import summarise, summary_text
-    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.run_folder import opened
     from ichsearch.search.runner import run_search
     from ichsearch.search.space_file import find_space, load_space
     from ichsearch.search.stages import Watchers
@@ -340,19 +343,19 @@ def run(
     given = {"trials": trials, "time": time, "device_hours": device_hours}
     said = [f"{name}={value}" for name, value in given.items() if value is not None]
     loaded = load_space(find_space(space), [*(option or ()), *said])
-    target = folder or Path("runs") / loaded.name
-    leaderboard, command = RunFolder(target).leaderboard, _command()
-    printer = RunPrinter(out, err, command, as_json=as_json)
-    with printer.ending(leaderboard, loaded.metric):
-        with progress(err) as show:
-            watchers = Watchers(noting(printer.tell, RunFolder(target), command), show, write_leaderboard, draw_curve)
-            outcome = run_search(
-                loaded, data, target, address=address, extend=extend, command=command, watchers=watchers
-            )
-        printer.say(summary_text(summarise(outcome.folder, outcome.shards)))
-        if confirmed := confirmation_text(outcome.folder):
-            printer.say(confirmed)
-        printer.say(drawn_at_the_end(outcome.folder, outcome.shards))
+    command, printer = _command(), RunPrinter(out, err, _command(), as_json=as_json)
+    with opened(folder or Path("runs") / loaded.name) as target:
+        leaderboard = target.shown(target.leaderboard)
+        with printer.ending(leaderboard, loaded.metric):
+            with progress(err) as show:
+                watchers = Watchers(noting(printer.tell, target, command), show, write_leaderboard, draw_curve)
+                outcome = run_search(
+                    loaded, data, target, address=address, extend=extend, command=command, watchers=watchers
+                )
+            printer.say(summary_text(summarise(target, outcome.shards)))
+            if confirmed := confirmation_text(target):
+                printer.say(confirmed)
+            printer.say(drawn_at_the_end(target, outcome.shards))
     printer.close(leaderboard, loaded.metric, outcome.standing)
 
 
@@ -363,8 +366,8 @@ def _command() -> list[str]:
 
 @app.command()
 def confirm(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    data: Annotated[Path | None, typer.Option(help="The run's shards; not for a run on its own phantom.")] = None,
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or URI.")],
+    data: Annotated[str | None, typer.Option(help="The run's shards; not for a run on its own phantom.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="How many of the best; default the space's, or 3.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Fresh seeds of each; default the space's, or 3.")] = None,
     folds: Annotated[
@@ -383,17 +386,18 @@ def confirm(
     from ichsearch.report.report import drawn_at_the_end
     from ichsearch.search import events
     from ichsearch.search.confirm import confirm_run
-    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.run_folder import opened
     from ichsearch.search.stages import Watchers
 
     options = {name: value for name, value in (("top", top), ("seeds", seeds), ("folds", folds)) if value is not None}
-    target, command = RunFolder(folder.resolve()), _command()
-    printer = RunPrinter(out, err, command, as_json=as_json)
-    with printer.ending(target.leaderboard, ""):
-        with progress(err) as show:
-            watchers = Watchers(noting(printer.tell, target, command), show, write_leaderboard, draw_curve)
-            confirmed = confirm_run(target, data, options, address=address, command=command, watchers=watchers)
-        write_leaderboard(target)
-        printer.say(confirmation_text(target))
-        printer.say(drawn_at_the_end(target, confirmed.shards))
-    printer.tell(events.confirmed(target.leaderboard, confirmed.metric))
+    command, printer = _command(), RunPrinter(out, err, _command(), as_json=as_json)
+    with opened(folder) as target:
+        leaderboard = target.shown(target.leaderboard)
+        with printer.ending(leaderboard, ""):
+            with progress(err) as show:
+                watchers = Watchers(noting(printer.tell, target, command), show, write_leaderboard, draw_curve)
+                confirmed = confirm_run(target, data, options, address=address, command=command, watchers=watchers)
+            write_leaderboard(target)
+            printer.say(confirmation_text(target))
+            printer.say(drawn_at_the_end(target, confirmed.shards))
+    printer.tell(events.confirmed(leaderboard, confirmed.metric))

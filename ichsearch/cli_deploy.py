@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer()
 ONNX_LIBRARIES: Final = ("onnx", "onnxscript", "onnxruntime")
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
-RunData = Annotated[Path | None, typer.Option(help="The run's folder of shards; not for a run on its own phantom.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run.")]
+RunData = Annotated[str | None, typer.Option(help="The run's folder of shards; not for a run on its own phantom.")]
 Trial = Annotated[str | None, typer.Option(help="Which trial; default the best.")]
 UseEnsemble = Annotated[bool, typer.Option("--ensemble", help="What `ichsearch ensemble` has chosen instead.")]
 
@@ -32,14 +32,14 @@ def ensemble(run_folder: Run, data: RunData = None) -> None:
     from ichsearch.cli_progress import progress
     from ichsearch.deploy.ensemble import choose_ensemble, ensemble_text
     from ichsearch.report.report import shards_of
-    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.run_folder import opened
 
-    folder = RunFolder(run_folder.resolve())
-    with progress(err) as show:
+    with opened(run_folder) as folder, progress(err) as show:
         chosen = choose_ensemble(folder, shards_of(folder, data), show)
+        kept = folder.shown(folder.ensemble)
     for line in ensemble_text(chosen):
         say(line)
-    say(f"kept in {folder.ensemble}; use it with --ensemble")
+    say(f"kept in {kept}; use it with --ensemble")
 
 
 @app.command()
@@ -55,16 +55,18 @@ def export(
         raise ConfigError(f"an export needs {', '.join(missing)}; pip install 'ichsearch[export]'")
     import torch
 
+    from ichsearch.data.cache import local_shards
     from ichsearch.deploy.export import export_model
     from ichsearch.deploy.models import load_predictor
     from ichsearch.deploy.targets import check_target
     from ichsearch.report.report import shards_of
-    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.run_folder import opened
 
     check_target(target)
-    folder, cpu = RunFolder(run_folder.resolve()), torch.device("cpu")
-    predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=data, device=cpu, exact=True)
-    record = export_model(folder, predictor, shards_of(folder, data), target).record
+    with opened(run_folder) as folder:
+        own, cpu = local_shards(data) if data else None, torch.device("cpu")
+        predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=own, device=cpu, exact=True)
+        record = export_model(folder, predictor, shards_of(folder, data), target).record
     names = ", ".join(f"{member.trial} ({member.backbone})" for member in record.members)
     say(f"{names}: ONNX differs from torch by {record.onnx.max_difference:.1e} at most")
     say(f"{target}: read MODEL_CARD.md; python {target}/predict.py DICOM_DIR · not for clinical use")
@@ -88,16 +90,19 @@ def predict(
 ) -> None:
     """Predict the slices and studies of a folder of DICOM files with a run's model, preprocessed as the run's were."""
     from ichsearch.cli_progress import progress
+    from ichsearch.data.cache import local_shards
     from ichsearch.deploy.models import load_predictor
     from ichsearch.deploy.outcome import Targets, outcome_text
     from ichsearch.deploy.predict import predict_folder
     from ichsearch.deploy.smoothing import smoothing_text
     from ichsearch.report.report import shards_of
-    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.run_folder import opened
 
-    folder, targets = RunFolder(run_folder.resolve()), Targets(table, kaggle, overlays)
-    predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=data)
-    gains = smoothing_text(folder, predictor, shards_of(folder, data)) if smooth else ""
+    targets = Targets(table, kaggle, overlays)
+    with opened(run_folder) as folder:
+        own = local_shards(data) if data else None
+        predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=own)
+        gains = smoothing_text(folder, predictor, shards_of(folder, data)) if smooth else ""
     with progress(err) as show:
         outcome = predict_folder(predictor, dicom, targets, smooth=smooth, on_progress=show)
     for line in (gains, *outcome_text(outcome, targets)):
@@ -108,7 +113,7 @@ def predict(
 @app.command()
 def evaluate(
     run_folder: Run,
-    shards: Annotated[Path, typer.Option("--data", help="Folder of labelled shards, made as the run's were.")],
+    shards: Annotated[str, typer.Option("--data", help="Folder or URI of labelled shards, made as the run's were.")],
     part: Annotated[
         Literal["all", "validation", "test"],
         typer.Option("--split", help="Of the run's own data: validation, or test, which is noted; of others: all."),
@@ -116,25 +121,28 @@ def evaluate(
     trial: Trial = None,
     use_ensemble: UseEnsemble = False,
     smooth: Annotated[bool, typer.Option("--smooth", help="Average each slice with its neighbours.")] = False,
-    run_data: Annotated[Path | None, typer.Option(help="The run's own shards; only older runs need them.")] = None,
+    run_data: Annotated[str | None, typer.Option(help="The run's own shards; only older runs need them.")] = None,
 ) -> None:
     """Judge a run's model on labelled slices, with intervals over patients, at thresholds chosen on validation."""
+    from ichsearch.data.cache import local_shards
     from ichsearch.deploy.evaluate import evaluate as judge
     from ichsearch.deploy.evaluate import own_shards
     from ichsearch.deploy.evaluation_record import evaluation_text, score_rows, threshold_rows
     from ichsearch.deploy.models import load_predictor
-    from ichsearch.search.run_folder import RunFolder
+    from ichsearch.search.run_folder import opened
 
-    folder, command = RunFolder(run_folder.resolve()), ["ichsearch", *sys.argv[1:]]
-    own = own_shards(folder, shards, run_data)
-    predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=own)
-    judged, path = judge(folder, predictor, shards.resolve(), part=part, smooth=smooth, run_shards=own, command=command)
+    judged_on, command = local_shards(shards), ["ichsearch", *sys.argv[1:]]
+    with opened(run_folder) as folder:
+        own = own_shards(folder, judged_on, run_data)
+        predictor = load_predictor(folder, trial, ensemble=use_ensemble, shards=own)
+        judged, path = judge(folder, predictor, judged_on, part=part, smooth=smooth, run_shards=own, command=command)
+        kept = folder.shown(path)
     wide = Console(width=250)  # lines may wrap, but cells do not
-    wide.print(_table(f"{', '.join(judged.trials)} on {shards.name}", score_rows(judged)))
+    wide.print(_table(f"{', '.join(judged.trials)} on {shards.rstrip('/').rpartition('/')[2]}", score_rows(judged)))
     wide.print(_table("at the thresholds of the validation patients", threshold_rows(judged)))
     for line in evaluation_text(judged):
         say(line)
-    say(f"kept in {path} for all labels, the predictions in {path.with_suffix('.parquet').name} · not for clinical use")
+    say(f"kept in {kept} for all labels, the predictions in {path.with_suffix('.parquet').name} · not for clinical use")
 
 
 def _table(title: str, rows: list[list[str]]) -> "Table":

@@ -44,7 +44,7 @@ class RunPrinter:
             self._out.file.flush()
 
     @contextmanager
-    def ending(self, leaderboard: Path, metric: str) -> Iterator[None]:
+    def ending(self, leaderboard: str | Path, metric: str) -> Iterator[None]:
         """Say how a run ends that is interrupted or fails; nothing of one that was refused before it began."""
         try:
             yield
@@ -58,7 +58,7 @@ class RunPrinter:
                 self.tell(events.done(leaderboard, metric, self._standing, "", code, str(error)))
             raise
 
-    def close(self, leaderboard: Path, metric: str, standing: Standing) -> None:
+    def close(self, leaderboard: str | Path, metric: str, standing: Standing) -> None:
         """Say that a run has ended by itself, and what may come next."""
         more = next_command(self._command, standing)
         self.tell(events.finished(leaderboard, metric, standing, more))

@@ -88,6 +88,13 @@ def parse_location(location: str) -> Place:
     return Place(scheme.lower(), authority, unquote(path, errors="surrogateescape"), query)
 
 
+def below(location: str, name: str) -> str:
+    """The location of a name below a folder's."""
+    if is_uri(location):
+        return parse_location(location).without_slash().below(name).location
+    return str(Path(location, name))
+
+
 def local_path(location: str) -> Path | None:
     """The path of a location on a disk, None for one in a store."""
     if not is_uri(location):

@@ -7,13 +7,13 @@ Credentials and endpoints come from the environment alone; a location that holds
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import pyarrow as pa
@@ -22,12 +22,15 @@ from pyarrow import fs
 from ichsearch import files
 from ichsearch.errors import StorageError
 from ichsearch.locations import Place, check_host, check_location, local_path, parse_location
+from ichsearch.patience import patiently
 
 PIECE_BYTES: Final = 8 << 20
 """A part of a multipart upload, and a step of a download: what a transfer keeps in memory."""
 
 GCS_RETRY_SECONDS: Final = 60
 """Instead of Arrow's 15 minutes, during which a wrong credential looks like a hang."""
+
+Result = TypeVar("Result")
 
 
 class FoundFile(NamedTuple):
@@ -42,7 +45,8 @@ class FoundFile(NamedTuple):
 class Folder(ABC):
     """A folder, which need not exist yet. It pickles to its location, so that it can be sent to Ray workers.
 
-    Reading raises OSError. Writing to a store raises StorageError, writing to a disk OSError.
+    Reading raises OSError. Writing to a store raises StorageError, writing to a disk OSError. A store that is away is
+    tried again for a while, then each of these is a StorageError.
     """
 
     location: str
@@ -110,10 +114,36 @@ def read_file(location: str, start: int = 0, length: int | None = None) -> bytes
         with path.open("rb") as file:
             file.seek(start)
             return file.read(-1 if length is None else length)
-    with _opened(parse_location(location)) as source:
-        rest = max(0, source.size() - start)
-        n_bytes = rest if length is None else min(length, rest)
-        return bytes(source.read_at(n_bytes, start)) if n_bytes else b""
+    place = parse_location(location)
+
+    def read() -> bytes:
+        with _store(place).open_input_file(place.key) as source:
+            rest = max(0, source.size() - start)
+            n_bytes = rest if length is None else min(length, rest)
+            return bytes(source.read_at(n_bytes, start)) if n_bytes else b""
+
+    return _from(place, read)
+
+
+def download(location: str, path: Path) -> None:
+    """Copy one file of a store to a disk, whole or not at all; errors of `read_file`."""
+    place = parse_location(location)
+
+    def copy() -> None:
+        with files.written_aside(path, durable=False) as aside:
+            _download(place, aside)
+
+    _from(place, copy)
+
+
+def upload(path: Path, location: str) -> None:
+    """Copy one file of a disk to a store, whole or not at all.
+
+    Raises:
+        FileNotFoundError: there is none, or it has gone meanwhile.
+        StorageError: the store cannot be written.
+    """
+    _put(parse_location(location), lambda: _pieces(path))
 
 
 def with_state(file: FoundFile) -> FoundFile:
@@ -169,39 +199,42 @@ def _region_of(bucket: str) -> str:
         ) from None
 
 
-@contextmanager
-def _reading_from(place: Place) -> Iterator[None]:
-    """Arrow's errors of its own, such as that of an empty part in a key, become OSError as well."""
+def _from(place: Place, read: Callable[[], Result]) -> Result:
+    """Read; Arrow's errors of its own, such as that of an empty part in a key, become OSError as well."""
     try:
-        yield
-    except OSError:
-        raise
+        return patiently(place.shown, read)
     except pa.ArrowException as error:
+        if isinstance(error, OSError):
+            raise
         raise OSError(f"{place.shown} must be readable, but: {error}") from error
 
 
-@contextmanager
-def _writing_to(place: Place) -> Iterator[None]:
+def _to(place: Place, write: Callable[[], None]) -> None:
     try:
-        yield
+        patiently(place.shown, write)
+    except _SourceError as error:
+        raise error.cause from None
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
             f"{place.shown} must be writable, but: {error}; check the bucket, its permissions and the network"
         ) from error
 
 
-@contextmanager
-def _opened(place: Place) -> Iterator[Any]:
-    with _reading_from(place), _store(place).open_input_file(place.key) as source:
-        yield source
+class _SourceError(Exception):
+    """What is to be written could not be read."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
-def _put(place: Place, pieces: Iterable[bytes]) -> None:
+def _put(place: Place, pieces: Callable[[], Iterable[bytes]]) -> None:
     """Write one object. Arrow completes an upload that is closed early, so that what is cut short is removed again."""
-    with _writing_to(place):
+
+    def write() -> None:
         stream = _store(place).open_output_stream(place.key)
         try:
-            for piece in pieces:
+            for piece in pieces():
                 stream.write(piece)
         except BaseException:
             with suppress(OSError):
@@ -210,14 +243,19 @@ def _put(place: Place, pieces: Iterable[bytes]) -> None:
             raise
         stream.close()
 
+    _to(place, write)
+
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        yield from iter(partial(file.read, PIECE_BYTES), b"")
+    try:
+        with path.open("rb") as file:
+            yield from iter(partial(file.read, PIECE_BYTES), b"")
+    except OSError as error:
+        raise _SourceError(error) from error
 
 
 def _download(place: Place, path: Path) -> None:
-    with _opened(place) as source, path.open("wb") as file:
+    with _store(place).open_input_file(place.key) as source, path.open("wb") as file:
         while piece := source.read(PIECE_BYTES):
             file.write(piece)
 
@@ -284,32 +322,35 @@ class _RemoteFolder(Folder):
 
     def exists(self, name: str) -> bool:
         place = self._place(name)
-        with _reading_from(place):
-            return bool(_store(place).get_file_info(place.key).type == fs.FileType.File)
+        return _from(place, lambda: bool(_store(place).get_file_info(place.key).type == fs.FileType.File))
 
     def read_bytes(self, name: str) -> bytes:
         return read_file(self._place(name).location)
 
     def write_bytes(self, name: str, content: bytes, *, durable: bool = True) -> None:  # noqa: ARG002 - a store's always is
-        _put(self._place(name), [content])
+        _put(self._place(name), lambda: [content])
 
     @contextmanager
     def writing(self, name: str, *, durable: bool = True) -> Iterator[Path]:  # noqa: ARG002 - a store's always is
         with _temporary(name) as path:
             yield path
             path.stat()  # FileNotFoundError when nothing was written, as on a disk
-            _put(self._place(name), _pieces(path))
+            _put(self._place(name), lambda: _pieces(path))
 
     @contextmanager
     def reading(self, name: str) -> Iterator[Path]:
         with _temporary(name) as path:
-            _download(self._place(name), path)
+            _from(self._place(name), lambda: _download(self._place(name), path))
             yield path
 
     def remove(self, name: str) -> None:
         place = self._place(name)
-        with _writing_to(place), suppress(FileNotFoundError):
-            _store(place).delete_file(place.key)
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):
+                _store(place).delete_file(place.key)
+
+        _to(place, delete)
 
     def _place(self, name: str) -> Place:
         return parse_location(self.location).below(name)
@@ -318,8 +359,8 @@ class _RemoteFolder(Folder):
         """All objects below, without the folders that Arrow reports among them and that stores mark with objects."""
         place = parse_location(self.location)
         selector = fs.FileSelector(place.key, recursive=True, allow_not_found=True)
-        with _reading_from(place):
-            return [info for info in _store(place).get_file_info(selector) if info.type == fs.FileType.File]
+        found = _from(place, lambda: _store(place).get_file_info(selector))
+        return [info for info in found if info.type == fs.FileType.File]
 
     def _name(self, info: Any) -> str:
         return str(info.path.removeprefix(parse_location(self.location).key + "/"))

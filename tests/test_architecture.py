@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ichsearch"
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 ROOMS = ("phantom", "dicom", "shards", "data", "model", "train", "search", "report", "deploy")
-LEAVES = ("", "labels", "errors", "files", "locations", "storage")
+LEAVES = ("", "labels", "errors", "files", "locations", "patience", "storage")
 TOP = ("cli", "cli_console", "cli_deploy", "cli_events", "cli_exit", "cli_progress")
 ONLY_IN = {"pydicom": {"dicom", "phantom"}, "optuna": {"search"}, "ray": {"shards", "search"}}
 

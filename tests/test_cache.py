@@ -13,11 +13,12 @@ import pytest
 from slice_sets import Row, as_slice_set, make_rows, write_shards
 
 from ichsearch.data import cache_build
-from ichsearch.data.cache import SliceSet, cache_folder, open_slices
+from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.channels import hist_breaks
 from ichsearch.data.decode import area_averaged
 from ichsearch.errors import ConfigError, DataError
 from ichsearch.labels import LABELS
+from ichsearch.shards.identity import cache_folder
 from ichsearch.shards.schema import pack_hu
 
 SIZE = 32

@@ -64,8 +64,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory, ray_local: Path) -> Path:  
 def search(folder: Path, shards: Path, schedule: str) -> Path:
     """A run that has ended, the best of it promoted."""
     space = load_space(write_space(folder, SPACE.replace("SCHEDULE", schedule)))
-    run_search(space, shards, folder / "run", address=None, extend=False, command=[], watchers=watchers([].append))
-    return folder / "run"
+    run = RunFolder(folder / "run")
+    run_search(space, shards, run, address=None, extend=False, command=[], watchers=watchers([].append))
+    return run.root
 
 
 @pytest.fixture(scope="module")

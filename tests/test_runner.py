@@ -37,7 +37,7 @@ def test_a_driver_whose_folder_was_taken_in_an_early_stage_leaves_it_alone(tmp_p
 
     watchers = Watchers(taken, lambda done, total: None, lambda folder: None, lambda curve, path: None)
     with pytest.raises(AlreadyRunningError, match="another driver took"):
-        run_search(space, tmp_path / "shards", folder.root, address=None, extend=True, command=[], watchers=watchers)
+        run_search(space, tmp_path / "shards", folder, address=None, extend=True, command=[], watchers=watchers)
     assert (folder.space.read_text(), folder.journal.read_bytes()) == ("theirs", HALF_A_LINE)
     assert lock.is_symlink()
     assert not folder.trials.exists()

@@ -65,7 +65,7 @@ def test_a_run_gives_the_same_numbers_whatever_the_test_fold_holds(tmp_path: Pat
         write_shards(folder / "shards", content, SIZE)
         quiet = Watchers(lambda event: None, lambda *progress: None, lambda run: None, lambda curve, path: None)
         run_search(
-            load_space(write_space(folder, SPACE)), folder / "shards", folder / "run",
+            load_space(write_space(folder, SPACE)), folder / "shards", RunFolder(folder / "run"),
             address=None, extend=False, command=[], watchers=quiet,
         )  # fmt: skip
         summarise(RunFolder(folder / "run"), folder / "shards")

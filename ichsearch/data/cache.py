@@ -23,8 +23,11 @@ from ichsearch.data.cache_build import BREAKS, PIXELS, TABLE, build_mapped, buil
 from ichsearch.data.stream import SliceStream
 from ichsearch.errors import ConfigError
 from ichsearch.labels import LABELS
-from ichsearch.shards.identity import home_folder
-from ichsearch.shards.manifest import Manifest, read_manifest
+from ichsearch.shards.copies import bytes_in_store, hold, is_copy, is_held, make_copy
+from ichsearch.shards.identity import cache_folder
+from ichsearch.shards.manifest import MANIFEST, Manifest, read_manifest
+from ichsearch.shards.metadata import LEDGER_JSON, METADATA
+from ichsearch.storage import open_folder
 
 DEFAULT_SHARE_OF_DISK: Final = 0.5
 """Share of the disk's free and cached bytes that the cache may take when `ICHSEARCH_CACHE_BYTES` does not say."""
@@ -92,6 +95,29 @@ def relative_position(table: pd.DataFrame) -> npt.NDArray[np.float32]:
     return np.where(last > 0, index / np.maximum(last, 1), np.float32(0.5)).astype(np.float32)
 
 
+def local_shards(location: str | Path, cache: Path | None = None) -> Path:
+    """The folder of shards at a location, for a store this node's copy of it: its shards come when they are opened.
+
+    A copy is an entry of the cache that stays as long as a process uses it, and makes room like any other afterwards.
+
+    Raises:
+        ConfigError: the location is none.
+        DataError: no shards are there.
+        StorageError: the store stayed away.
+    """
+    if (path := open_folder(location).local_path()) is not None:
+        return path
+    location, cache = str(location), cache or cache_folder()
+    manifest = read_manifest(location)
+    copy = cache / f"{manifest.fingerprint[:16]}-{manifest.settings.size}px-shards"
+    with _locked(cache):
+        if not is_copy(copy):
+            make_copy(location, copy, (MANIFEST, METADATA, LEDGER_JSON))
+        hold(copy)
+        os.utime(copy)
+    return copy
+
+
 def open_slices(shards: Path, size: int, cache: Path | None = None) -> SliceSet:
     """The slices of `shards` at (size, size), decoded now unless this node's cache holds them.
 
@@ -118,11 +144,6 @@ def open_slices(shards: Path, size: int, cache: Path | None = None) -> SliceSet:
             except FileNotFoundError:
                 _build(place)
             return _load(place)
-
-
-def cache_folder() -> Path:
-    """This node's cache: `ICHSEARCH_CACHE`, or a folder of ichsearch's home."""
-    return Path(os.environ.get("ICHSEARCH_CACHE") or home_folder() / "cache")
 
 
 @dataclass(frozen=True)
@@ -192,6 +213,8 @@ def _build(place: _Place) -> None:
         aside.mkdir()
         build_mapped(aside, place.shards, place.manifest, place.size)
     else:
+        if is_copy(place.shards):
+            _make_room_for_copy(place)
         aside.mkdir()
         build_streamed(aside, place.stream())
     aside.rename(entry)
@@ -203,7 +226,19 @@ def _make_room(cache: Path, *, needed_bytes: int) -> None:
     for path in sorted(_entries(cache), key=lambda path: path.stat().st_mtime):
         if _used(cache) + needed_bytes <= quota:
             return
-        _remove(path)
+        if not is_held(path):
+            _remove(path)
+
+
+def _make_room_for_copy(place: _Place) -> None:
+    """Make room for all shards of a set whose slices do not fit: they are read in every epoch."""
+    needed_bytes, quota = bytes_in_store(place.shards), _quota(place.cache)
+    if needed_bytes > quota:
+        raise ConfigError(
+            f"slices must fit into this node's cache, decoded or as they are stored, but take {place.n_bytes:,} or "
+            f"{needed_bytes:,} bytes of {quota:,}; raise ICHSEARCH_CACHE_BYTES, or copy the shards to a disk"
+        )
+    _make_room(place.cache, needed_bytes=needed_bytes)
 
 
 def _quota(cache: Path) -> int:

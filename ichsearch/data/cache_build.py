@@ -17,6 +17,7 @@ from ichsearch.data.channels import hist_breaks
 from ichsearch.data.decode import decoded
 from ichsearch.data.stream import SliceStream
 from ichsearch.errors import DataError
+from ichsearch.shards.copies import drop
 from ichsearch.shards.manifest import Manifest
 from ichsearch.shards.schema import IMAGES, read_shard
 
@@ -46,6 +47,7 @@ def build_mapped(aside: Path, shards: Path, manifest: Manifest, size: int) -> No
             hu[start : start + len(batch)] = decoded(batch, manifest.settings.size, size)
             tables.append(pa.Table.from_batches([batch]).drop_columns(list(IMAGES)))
             start += len(batch)
+        drop(shards / shard.file)
     if start != slices:
         raise DataError(f"the manifest promises {slices} slices, but the shards hold {start}; preprocess again")
     hu.flush()

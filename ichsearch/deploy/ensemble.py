@@ -98,7 +98,7 @@ def _open_vote(folder: RunFolder) -> tuple[pd.DataFrame, _Vote]:
     best = best_trial(folder)
     names = [trial for trial in with_weights(folder) if read_result(folder.trial(trial))]
     if not names:
-        raise NoTrialFinishedError(f"an ensemble needs trials whose weights were kept, but {folder.root} has none")
+        raise NoTrialFinishedError(f"an ensemble needs trials whose weights were kept, but {folder} has none")
     paths = {trial: folder.trial(trial) / PREDICTIONS for trial in names}
     of_trial = {trial: read_predictions(path) for trial, path in paths.items()}
     reference = of_trial[best if best in of_trial else names[0]]

@@ -63,7 +63,7 @@ def read_ensemble(folder: RunFolder) -> Ensemble:
         DataError: its file is damaged.
     """
     if not folder.ensemble.is_file():
-        raise ConfigError(f"an ensemble must be chosen first, but {folder.root} has none; `ichsearch ensemble RUN`")
+        raise ConfigError(f"an ensemble must be chosen first, but {folder} has none; `ichsearch ensemble RUN`")
     try:
         return Ensemble.model_validate(read_json(folder.ensemble))
     except ValidationError as error:

@@ -28,7 +28,7 @@ from ichsearch.report.bootstrap import Interval, Statistic, resample
 from ichsearch.report.report import shards_of
 from ichsearch.report.statistics import Predictions, as_predictions, intervals, read_predictions
 from ichsearch.report.weighted_scores import PatientNumbers
-from ichsearch.search.lease import lease
+from ichsearch.search.driving import driving
 from ichsearch.search.openings import note_opening
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space_file import load_space
@@ -82,7 +82,7 @@ def evaluate(
     if smooth:
         validation = smoothed_validation(predictor.validation, run_shards)
     if part == "test":
-        with lease(folder.root):
+        with driving(folder):
             note_opening(folder, command, predictor.trials)
     probabilities = _probabilities(predictor, slices, chosen.rows, smooth=smooth)
     table = prediction_table(slices, chosen.rows, predictor.labels, probabilities)
@@ -90,11 +90,11 @@ def evaluate(
     return evaluation, _keep(folder, evaluation, table)
 
 
-def own_shards(folder: RunFolder, shards: Path, named: Path | None) -> Path | None:
+def own_shards(folder: RunFolder, shards: Path, named: str | None) -> Path | None:
     """The run's own shards: those that are named, or `shards` where these are its own, or its phantom's; else None."""
     if named is None and folder.split.is_file():
         split = Split.model_validate(read_json(folder.split))
-        named = shards if read_manifest(shards).fingerprint == split.fingerprint else None
+        return shards_of(folder, shards if read_manifest(shards).fingerprint == split.fingerprint else None)
     return shards_of(folder, named)
 
 

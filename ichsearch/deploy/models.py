@@ -164,10 +164,10 @@ def predictor_of(
 def best_trial(folder: RunFolder) -> str:
     """The trial with the best score."""
     if not folder.space.is_file():
-        raise ConfigError(f"RUN must be the folder of a run, but {folder.root} is none; give --out of `ichsearch run`")
+        raise ConfigError(f"RUN must be the folder of a run, but {folder} is none; give --out of `ichsearch run`")
     best = best_trials(folder, load_space(folder.space).metric, top=1)
     if not best:
-        raise NoTrialFinishedError(f"a model needs a finished trial, but {folder.root} has none; go on with the run")
+        raise NoTrialFinishedError(f"a model needs a finished trial, but {folder} has none; go on with the run")
     return best[0]
 
 
@@ -195,6 +195,7 @@ def load_model(folder: RunFolder, trial: str, device: torch.device) -> torch.nn.
         DataError: the weights are not those that the trial wrote.
     """
     place = folder.trial(trial)
+    folder.bring(place)
     known = read_json(place / METRICS)["sha256"].get(WEIGHTS)
     if known not in (None, sha256_of(place / WEIGHTS)):
         raise DataError(f"trials/{trial}/{WEIGHTS} must be as the trial wrote it, but was changed; restore it")
@@ -224,7 +225,7 @@ def run_preprocessing(folder: RunFolder, shards: Path | None, configs: Sequence[
     data = shards_of(folder, shards)
     if data is None:
         raise ConfigError(
-            f"{folder.root} does not tell how its slices were made; name the run's own shards with --data "
+            f"{folder} does not tell how its slices were made; name the run's own shards with --data "
             "(of evaluate: --run-data)"
         )
     return preprocessing_of(data, sorted({config.size for config in configs if config.channels == "hist"}))

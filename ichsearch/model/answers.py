@@ -14,7 +14,7 @@ import timm
 import torch
 import torchvision
 
-from ichsearch.data.cache import cache_folder
+from ichsearch.shards.identity import cache_folder
 
 Question = ParamSpec("Question")
 Answer = TypeVar("Answer", str | None, int | None, bool)

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ichsearch import __version__
+from ichsearch.data.cache import local_shards
 from ichsearch.data.split import Split
 from ichsearch.errors import ConfigError, NoTrialFinishedError
 from ichsearch.files import read_json, write_text
@@ -30,7 +31,6 @@ from ichsearch.report.report_search import cost, search
 from ichsearch.report.report_training import learning_curves, learning_rates
 from ichsearch.report.run_data import RunData
 from ichsearch.report.summary import summarise, summary_text
-from ichsearch.search.default_data import SHARDS
 from ichsearch.search.durations import duration_text
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.shards.manifest import read_manifest
@@ -67,13 +67,13 @@ def write_report(folder: RunFolder, shards: Path | None, commands: Sequence[str]
 def drawn_at_the_end(folder: RunFolder, shards: Path | None) -> str:
     """Where the report of a run that has ended is; if it cannot be drawn, why: that must not cost the run's results."""
     try:
-        return f"report: {write_report(folder, shards, [])}"
+        return f"report: {folder.shown(write_report(folder, shards, []))}"
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a picture
-        again = join(["ichsearch", "report", str(folder.root)])
+        again = join(["ichsearch", "report", str(folder)])
         return f"the report could not be drawn ({type(error).__name__}: {error}); to try again: {again}"
 
 
-def shards_of(folder: RunFolder, data: Path | None) -> Path | None:
+def shards_of(folder: RunFolder, data: str | Path | None) -> Path | None:
     """The shards of a run: those that are named, or its phantom's; None if it has others.
 
     Raises:
@@ -81,18 +81,18 @@ def shards_of(folder: RunFolder, data: Path | None) -> Path | None:
         DataError: no shards are there.
     """
     if not (folder.space.is_file() and folder.split.is_file()):
-        raise ConfigError(f"RUN must be the folder of a run that has begun, but {folder.root} is none; name another")
-    phantom = folder.phantom / SHARDS
-    shards = data or (phantom if phantom.is_dir() else None)
-    if shards is None:
+        raise ConfigError(f"RUN must be the folder of a run that has begun, but {folder} is none; name another")
+    location = data or folder.phantom_shards
+    if location is None:
         return None
+    shards = local_shards(location)
     known = Split.model_validate(read_json(folder.split)).fingerprint
     if (found := read_manifest(shards).fingerprint) != known:
         raise ConfigError(
-            f"--data must be the shards that the run is on, fingerprint {known[:16]}, but {shards} have {found[:16]}; "
-            "name those, or leave --data out"
+            f"--data must be the shards that the run is on, fingerprint {known[:16]}, but {location} have "
+            f"{found[:16]}; name those, or leave --data out"
         )
-    return shards.resolve()
+    return shards
 
 
 def render(data: RunData, verdict: Sequence[str], sections: Sequence[Section]) -> str:

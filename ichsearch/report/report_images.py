@@ -166,6 +166,7 @@ def _heats(data: RunData, places: Rows, label: str) -> tuple[npt.NDArray[np.floa
 
 def best_model(data: RunData) -> nn.Module:
     """The model of the best trial, on the CPU, with the weights of its best epoch."""
+    data.folder.bring(data.folder.trial(data.best.name))
     model = make_model(data.best_config, None, CPU)
     model.load_state_dict(load_file(data.folder.trial(data.best.name) / WEIGHTS))
     return model

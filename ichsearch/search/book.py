@@ -97,7 +97,8 @@ class Book:
         self._space, self._folder, self._check_lease = space, folder, check_lease
         self._configs, self._weights_of = TrialConfigs(space, suggest_lr, weights_of), weights_of
         self._lower = space.metric in LOWER_IS_BETTER
-        self._journal = Journal(storage, space.name, "minimize" if self._lower else "maximize")
+        direction: Literal["minimize", "maximize"] = "minimize" if self._lower else "maximize"
+        self._journal = Journal(storage, space.name, direction, folder.publish_journal)
         self._history, self._costs = History(space.rungs()), Costs(images_per_s, train_slices)
         self._budget = Budget(space.trials, space.time_s, _device_s(space), devices_of)
         eta = space.promotion.eta

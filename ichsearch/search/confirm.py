@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ichsearch.data.cache import open_slices
+from ichsearch.data.cache import local_shards, open_slices
 from ichsearch.data.split import FOLDS, Split
 from ichsearch.errors import AlreadyRunningError, ConfigError, NoTrialFinishedError, StorageError
 from ichsearch.files import read_json
 from ichsearch.search import events
 from ichsearch.search.confirmed import best_trials, write_confirmed
-from ichsearch.search.default_data import phantom_shards
-from ichsearch.search.lease import Lease, lease
+from ichsearch.search.default_data import shards_location
+from ichsearch.search.driving import Held, driving
 from ichsearch.search.openings import note_opening
 from ichsearch.search.replay import Replay, chain_of, run_replay, score_replay
 from ichsearch.search.resources import (
@@ -34,7 +34,7 @@ from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
 from ichsearch.search.stages import Watchers, assignment_of, curves_of, seen_mb, start_weights, warm_nodes
-from ichsearch.search.worker import BUSY, CRASHED, NO_ROOM, Assignment
+from ichsearch.search.worker import AWAY, BUSY, CRASHED, NO_ROOM, Assignment
 from ichsearch.shards.ray_session import fan_out, ray_session
 from ichsearch.train.held_out import read_held_out
 from ichsearch.train.trial import read_result
@@ -47,7 +47,7 @@ class _Work:
     space: Space
     assignment: Assignment
     requests: Requests
-    held: Lease
+    held: Held
     watchers: Watchers
 
     @property
@@ -64,7 +64,7 @@ class Confirmed(NamedTuple):
 
 def confirm_run(
     folder: RunFolder,
-    data: Path | None,
+    data: str | Path | None,
     options: Mapping[str, Any],
     *,
     address: str | None,
@@ -86,20 +86,20 @@ def confirm_run(
         NoTrialFinishedError: no trial has finished, or no replay.
         AlreadyRunningError: a driver is at work on the folder.
         ClusterError: the cluster went away.
-        StorageError: a disk is full.
+        StorageError: a disk is full, or a store stayed away.
     """
     if not (folder.space.is_file() and folder.split.is_file()):
-        raise ConfigError(f"RUN must be the folder of a run, but {folder.root} is none; give --out of `ichsearch run`")
+        raise ConfigError(f"RUN must be the folder of a run, but {folder} is none; give --out of `ichsearch run`")
     space = load_space(folder.space)
     _require_finished(folder, space)
-    if data is None and not folder.phantom.is_dir():
-        raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")
+    if data is None and folder.phantom_shards is None:
+        raise ConfigError(f"{folder} is a run on data of your own; name them again with --data")
     if data is not None:
         _refuse_other_data(folder, space, data)
-    with lease(folder.root) as held:
+    with driving(folder) as held:
         watchers.tell(events.connecting(address))
         with ray_session(address):
-            shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
+            shards = shards_location(data, folder, space.phantom, address, watchers.progress)
             plan = (space.confirm or Confirm()).model_copy(update=options)
             confirm(space, folder, shards, plan, held=held, command=command, watchers=watchers)
     if not any(record.status == "finished" for record in folder.replays()):
@@ -107,29 +107,27 @@ def confirm_run(
         raise NoTrialFinishedError(
             f"at least one replay must finish, but all failed ({reasons}); see confirm/*/error.txt"
         )
-    return Confirmed(shards, space.metric)
+    return Confirmed(local_shards(shards), space.metric)
 
 
 def _require_finished(folder: RunFolder, space: Space) -> None:
     if not best_trials(folder, space.metric, top=1):
-        raise NoTrialFinishedError(
-            f"a confirmation needs a finished trial, but {folder.root} has none; go on with the run"
-        )
+        raise NoTrialFinishedError(f"a confirmation needs a finished trial, but {folder} has none; go on with the run")
 
 
-def _refuse_other_data(folder: RunFolder, space: Space, data: Path) -> None:
-    slices = open_slices(data.resolve(), space.sizes()[0])
+def _refuse_other_data(folder: RunFolder, space: Space, data: str | Path) -> None:
+    slices = open_slices(local_shards(data), space.sizes()[0])
     if Split.model_validate(read_json(folder.split)).fingerprint != slices.fingerprint:
-        raise ConfigError(f"--data must be the shards of the run, but {folder.root} was made on others; name those")
+        raise ConfigError(f"--data must be the shards of the run, but {folder} was made on others; name those")
 
 
 def confirm(
     space: Space,
     folder: RunFolder,
-    shards: Path,
+    shards: str | Path,
     plan: Confirm,
     *,
-    held: Lease,
+    held: Held,
     command: Sequence[str],
     watchers: Watchers,
 ) -> None:
@@ -154,6 +152,7 @@ def confirm(
     _replay(work, turned)  # these train on patients of the test fold
     for _ in _on_nodes(work, score_replay, _unscored(work, [*finished, *turned])):
         held.check()
+        folder.refresh(folder.confirm)
     write_confirmed(folder)
 
 
@@ -163,7 +162,7 @@ def _turned(replays: Sequence[Replay], plan: Confirm) -> list[Replay]:
 
 
 def _prepared(
-    space: Space, folder: RunFolder, shards: Path, replays: Sequence[Replay], held: Lease, watchers: Watchers
+    space: Space, folder: RunFolder, shards: str | Path, replays: Sequence[Replay], held: Held, watchers: Watchers
 ) -> _Work:
     """Start weights, decoded slices, and what replays ask for, as for the trials themselves."""
     configs = [replay.config for replay in replays]
@@ -204,6 +203,7 @@ def _replay(work: _Work, replays: Sequence[Replay]) -> None:
     due = _due(work, replays)
     for number, (replay, record) in enumerate(_on_nodes(work, run_replay, due, work.space.max_retries), start=1):
         work.held.check()
+        work.folder.refresh(work.folder.confirm)
         _require_an_end(work.folder, record)
         work.folder.write_replay(record)
         done = len(replays) - len(due) + number
@@ -226,6 +226,8 @@ def _require_an_end(folder: RunFolder, record: ReplayRecord) -> None:
         raise StorageError(
             f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
         )
+    if record.reason == AWAY:
+        raise StorageError(f"the store of {folder} did not answer a worker; run the same command again")
     if record.reason == BUSY:
         raise AlreadyRunningError(
             f"a trial has one writer, but another process is at work on {record.name}; wait for it, or end it"

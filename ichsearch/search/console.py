@@ -15,7 +15,7 @@ from ichsearch.search.book import Standing, Started
 from ichsearch.search.durations import UNITS_S, duration_text
 from ichsearch.search.openings import Opening
 from ichsearch.search.resources import Request
-from ichsearch.search.run_folder import ReplayRecord
+from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
@@ -28,7 +28,7 @@ def connecting(address: str | None) -> str:
     return f"connecting to Ray at {address}" if address else "starting Ray"
 
 
-def opening(space: Space, folder: Path, dashboard: str) -> str:
+def opening(space: Space, folder: RunFolder, dashboard: str) -> str:
     """Which run this is, and where to watch it."""
     where = f" · Ray dashboard {dashboard} (token in ~/.ray/auth_token)" if dashboard else ""
     budget = f" in {duration_text(space.time_s)}" if space.time_s else ""
@@ -206,7 +206,7 @@ def test_fold(openings: Sequence[Opening], *, is_opening: bool) -> str:
     return f"{now}\n{warning}" if is_opening else warning
 
 
-def closing(standing: Standing, leaderboard: Path, more: str) -> str:
+def closing(standing: Standing, leaderboard: str | Path, more: str) -> str:
     """Why the run has ended, where its results are, and the command that goes on with it."""
     failed = f", {standing.failed} of them without a score" if standing.failed else ""
     ended = _count(standing.finished + standing.failed, "trial")

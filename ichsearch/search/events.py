@@ -20,9 +20,9 @@ Each object stands on a line of its own and says in `event` what it is; times ar
   `total`;
 - `test_fold`: `opening` (it is opened now, and that was noted), `openings` (how many times so far), `first` and `last`
   (when), `trials` (of the last);
-- `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path), `metric`, and how the run stands
-  unless it ended before that was known (a confirmation never says it); `exit_code` is 130 for an interrupted run,
-  `reason` the message of a failure.
+- `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path or URI), `metric`, and how the run
+  stands unless it ended before that was known (a confirmation never says it); `exit_code` is 130 for an interrupted
+  run, `reason` the message of a failure.
 
 How the run stands: `best` (null, or `trial` and `score`), `counts` (`finished`, `failed`, `running`, `trials`: how many
 there may be), `spent_s`, `time_s` (budget or null), `device_s`, `device_limit_s` (likewise), `eta_s`.
@@ -41,7 +41,7 @@ from ichsearch.search import console
 from ichsearch.search.book import Standing, Started
 from ichsearch.search.openings import Opening
 from ichsearch.search.resources import Request
-from ichsearch.search.run_folder import ReplayRecord
+from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
 from ichsearch.train.lr_finder import LrCurve
@@ -73,7 +73,7 @@ def connecting(address: str | None) -> Event:
     return Event("connecting", console.connecting(address), {"address": address})
 
 
-def opened(space: Space, folder: Path, dashboard: str) -> Event:
+def opened(space: Space, folder: RunFolder, dashboard: str) -> Event:
     """A run begins or goes on."""
     facts = {"run": space.name, "folder": str(folder), "trials": space.trials, "epochs": space.epochs}
     return Event("opened", console.opening(space, folder, dashboard), {**facts, "dashboard": dashboard})
@@ -155,17 +155,19 @@ def test_fold(openings: Sequence[Opening], *, is_opening: bool) -> Event:
     return Event("test_fold", console.test_fold(openings, is_opening=is_opening), facts)
 
 
-def finished(leaderboard: Path, metric: str, standing: Standing, more: str) -> Event:
+def finished(leaderboard: str | Path, metric: str, standing: Standing, more: str) -> Event:
     """The run has ended by itself; `more` is the command that goes on with it."""
     return done(leaderboard, metric, standing, console.closing(standing, leaderboard, more), 0, standing.why_done)
 
 
-def confirmed(leaderboard: Path, metric: str) -> Event:
+def confirmed(leaderboard: str | Path, metric: str) -> Event:
     """The best trials are confirmed."""
     return done(leaderboard, metric, None, f"leaderboard: {leaderboard}", 0, "confirmed")
 
 
-def done(leaderboard: Path, metric: str, standing: Standing | None, line: str, exit_code: int, reason: str) -> Event:
+def done(
+    leaderboard: str | Path, metric: str, standing: Standing | None, line: str, exit_code: int, reason: str
+) -> Event:
     """The run has ended; `standing` is the last that is known, None before the first trial."""
     facts = {"exit_code": exit_code, "reason": reason, "leaderboard": str(leaderboard), "metric": metric}
     return Event("done", line, facts, standing)

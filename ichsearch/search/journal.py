@@ -3,7 +3,7 @@
 In: a journal file, whose lease the caller holds. Out: Optuna studies, and what they say of each trial.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -33,10 +33,16 @@ class Place(NamedTuple):
 
 
 class Journal:
-    """The studies of one run; this driver is their only writer."""
+    """The studies of one run; this driver is their only writer. What was appended is known when `publish` returns."""
 
-    def __init__(self, storage: BaseStorage, run: str, direction: Literal["minimize", "maximize"]) -> None:
-        self._storage, self._run, self._direction = storage, run, direction
+    def __init__(
+        self,
+        storage: BaseStorage,
+        run: str,
+        direction: Literal["minimize", "maximize"],
+        publish: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._storage, self._run, self._direction, self._publish = storage, run, direction, publish
         self._studies = {
             study.study_name: optuna.load_study(study_name=study.study_name, storage=storage)
             for study in storage.get_all_studies()
@@ -58,12 +64,14 @@ class Journal:
             user_attrs=attributes,
         )
         trial_id = self._storage.create_new_trial(study._study_id, template_trial=running)
+        self._publish()
         return Place(study.study_name, self._storage.get_trial(trial_id).number)
 
     def finish(self, place: Place, score: float, outcome: dict[str, Any]) -> None:
         """Append what a trial gave."""
         self._storage.set_trial_user_attr(self._id(place), OUTCOME, outcome)
         self._studies[place.study].tell(place.number, score)
+        self._publish()
 
     def fail(self, place: Place, outcome: dict[str, Any]) -> None:
         """Append that a configuration cannot be run: a violated constraint, which samplers steer away from.
@@ -75,11 +83,13 @@ class Journal:
         if RUNS not in self._storage.get_trial(self._id(place)).constraints:  # a dead driver came no further
             optuna.Trial(study, self._id(place)).set_constraint(RUNS, 1.0)
         study.tell(place.number, state=TrialState.PRUNED)
+        self._publish()
 
     def note_driven(self, seconds: float) -> None:
         """Append how long the run has been driven in all."""
         if (first := next(iter(self._studies.values()), None)) is not None:
             first.set_user_attr(DRIVEN, round(seconds, 3))
+            self._publish()
 
     def driven_s(self) -> float:
         """What was noted last, here or with a trial's start or end, in seconds."""

@@ -5,16 +5,16 @@ In: a `Replay`, paths. Out: trial folders below `confirm/`, and the scores of th
 
 import shutil
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
 from ichsearch.files import read_json
+from ichsearch.search.nodes import on_node
 from ichsearch.search.run_folder import REPLAY, ReplayRecord, RunFolder, replay_name
 from ichsearch.search.watchdog import explain_hang, has_hung
-from ichsearch.search.worker import CHECKPOINT_EVERY_S, CRASHED, TIMED_OUT, Assignment, attempt
+from ichsearch.search.worker import CHECKPOINT_EVERY_S, CRASHED, TIMED_OUT, Assignment, attempt, outcome_on_node
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.held_out import score_held_out
 from ichsearch.train.lineage import STATE, WEIGHTS
@@ -74,40 +74,56 @@ def run_replay(replay: Replay, assignment: Assignment, retries: int) -> tuple[Re
     torch.set_num_threads(assignment.threads)
     reason, parent = "", None
     for link in replay.chain:
-        place = assignment.folder.replay(replay.name_of(link))
-        reason = _trained(replay, link, parent, place, assignment, retries)
+        reason = _trained(replay, link, parent, assignment, retries)
         if reason:
             break
-        if parent:
-            _remove_weights(parent)
-        parent = place
+        parent = replay.name_of(link)
     status: Literal["finished", "failed"] = "failed" if reason else "finished"
     return replay, ReplayRecord(trial=replay.trial, seed=replay.seed, fold=replay.fold, status=status, reason=reason)
 
 
-def _trained(replay: Replay, link: Link, parent: Path | None, place: Path, assignment: Assignment, retries: int) -> str:
+def _trained(replay: Replay, link: Link, parent: str | None, assignment: Assignment, retries: int) -> str:
     """Train one trial of the chain; the reason why it has no score, "" if it has one."""
+    run = assignment.folder
+    needed = (run.replay(parent) if parent else None, assignment.weights[link.config.backbone])
+
+    def attempted(folder: RunFolder) -> dict[str, Any]:
+        before = folder.replay(parent) if parent else None
+        reason = _attempted(replay, link, before, folder, assignment, retries)
+        if before and not reason:
+            _remove_weights(before)
+            folder.push(before)
+        return {"reason": reason}
+
+    return str(outcome_on_node(run, run.replay(replay.name_of(link)), needed, attempted)["reason"])
+
+
+def _attempted(
+    replay: Replay, link: Link, parent: Path | None, folder: RunFolder, assignment: Assignment, retries: int
+) -> str:
+    place = folder.replay(replay.name_of(link))
     if has_hung(place):
         explain_hang(place)
         return TIMED_OUT
     for left in reversed(range(1 + retries)):
         try:
-            return str(attempt(place, assignment, lambda: _run(replay, link, parent, place, assignment))["reason"])
+            return str(attempt(place, assignment, lambda: _run(replay, link, parent, folder, assignment))["reason"])
         except Exception:  # noqa: BLE001 - whatever a trial dies of; `error.txt` tells
             if not left:
                 return CRASHED
     raise AssertionError("the last attempt returns")
 
 
-def _run(replay: Replay, link: Link, parent: Path | None, place: Path, assignment: Assignment) -> TrialResult:
+def _run(replay: Replay, link: Link, parent: Path | None, folder: RunFolder, assignment: Assignment) -> TrialResult:
     config = link.config.model_copy(update={"seed": replay.seed})
     return run_trial(
         config,
-        open_slices(assignment.shards, config.size),
-        _split(assignment.folder, replay.fold),
-        place,
-        weights=assignment.weights[config.backbone],
+        assignment.slices(config.size),
+        _split(folder, replay.fold),
+        folder.replay(replay.name_of(link)),
+        weights=assignment.start_weights(config.backbone, folder),
         parent=parent,
+        on_epoch=lambda record: folder.check(),
         checkpoint_every_s=CHECKPOINT_EVERY_S,
         limit_s=assignment.limit_s,
     )
@@ -128,6 +144,7 @@ def _remove_weights(place: Path) -> None:
 def score_replay(replay: Replay, assignment: Assignment) -> Replay:
     """Score a finished replay on the fold that it held out."""
     torch.set_num_threads(assignment.threads)
-    slices = open_slices(assignment.shards, replay.config.size)
-    score_held_out(assignment.folder.replay(replay.name), slices, _split(assignment.folder, replay.fold))
+    slices, run = assignment.slices(replay.config.size), assignment.folder
+    with on_node(run, run.replay(replay.name)) as folder:
+        score_held_out(folder.replay(replay.name), slices, _split(folder, replay.fold))
     return replay

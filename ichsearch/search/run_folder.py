@@ -1,9 +1,11 @@
 """The one place where the files of a run are named.
 
-In: a folder. Out: paths, trial records.
+In: a folder, on a disk or in a store. Out: paths, trial records.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,9 +13,15 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict
 
 from ichsearch.files import read_json, to_json, write_bytes, write_json
+from ichsearch.locations import below
+from ichsearch.search.mirror import CLAIMS, SPACE, Mirror, scratch
+from ichsearch.shards.manifest import MANIFEST
+from ichsearch.storage import open_folder
 from ichsearch.train.config import InputConfig
 from ichsearch.train.lineage import CHECKPOINT
 
+BEGUN: Final = ("run.lock", "lease.json", CLAIMS, "phantom")
+"""What a driver may have left of a run without a space."""
 REPLAY: Final = "replay.json"
 
 
@@ -56,14 +64,53 @@ class ReplayRecord(BaseModel):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run."""
+    """Paths of a run; one in a store has them in a mirror."""
 
     root: Path
+    mirror: Mirror | None = None
+
+    def __str__(self) -> str:
+        return self.mirror.store if self.mirror else str(self.root)
+
+    def shown(self, path: Path) -> str:
+        """Where a file of the run is for a person: never in the mirror."""
+        return below(self.mirror.store, path.relative_to(self.root).as_posix()) if self.mirror else str(path)
+
+    def holds_other_files(self) -> bool:
+        """Whether a folder that is no run's yet holds what no driver has left that came no further."""
+        if self.mirror:
+            return any(name.partition("/")[0] not in BEGUN for name in open_folder(self.mirror.store).names())
+        return self.root.is_dir() and any(path.name not in BEGUN for path in self.root.iterdir())
+
+    def refresh(self, path: Path) -> None:
+        """See below a folder of the run what others have written to the store."""
+        if self.mirror:
+            self.mirror.pull(path.relative_to(self.root).as_posix())
+
+    def bring(self, path: Path) -> None:
+        """Have the weights below a folder of the run here, too."""
+        if self.mirror:
+            self.mirror.pull(path.relative_to(self.root).as_posix(), holes=False)
+
+    def push(self, path: Path) -> None:
+        """Let others see at once what has changed below a folder of the run."""
+        if self.mirror:
+            self.mirror.push(path.relative_to(self.root).as_posix())
+
+    def check(self) -> None:
+        """Raises `StorageError` if the store has stayed away, `AlreadyRunningError` if another worker writes there."""
+        if self.mirror:
+            self.mirror.check()
+
+    def publish_journal(self) -> None:
+        """Let what was appended to the journal be known to every later driver, wherever it runs."""
+        if self.mirror:
+            self.mirror.journal.push()
 
     @property
     def space(self) -> Path:
         """The space as resolved."""
-        return self.root / "space.yaml"
+        return self.root / SPACE
 
     @property
     def split(self) -> Path:
@@ -164,6 +211,14 @@ class RunFolder:
         return self.root / "test_fold.json"
 
     @property
+    def phantom_shards(self) -> str | Path | None:
+        """Where the slices of that cohort are; None if there are none."""
+        if self.mirror:
+            location = below(self.mirror.store, "phantom/shards")
+            return location if open_folder(location).exists(MANIFEST) else None
+        return self.phantom / "shards" if self.phantom.is_dir() else None
+
+    @property
     def phantom(self) -> Path:
         """The synthetic cohort of a run without data."""
         return self.root / "phantom"
@@ -214,6 +269,27 @@ class RunFolder:
         """All trials of the run, in the order of their ids."""
         paths = sorted(self.trials.glob("*/trial.json"), key=lambda path: (len(path.parent.name), path.parent.name))
         return [TrialRecord.model_validate(read_json(path)) for path in paths]
+
+
+@contextmanager
+def opened(location: str | Path) -> Iterator[RunFolder]:
+    """The run folder at a location; one in a store is mirrored as long as the block runs, then what is new uploaded.
+
+    The mirror has holes for weights and the like: see `RunFolder.bring`.
+
+    Raises:
+        ConfigError: the location is none.
+        StorageError: the store cannot be read.
+    """
+    folder = open_folder(location)
+    if (path := folder.local_path()) is not None:
+        yield RunFolder(path)
+        return
+    with scratch(folder.location) as root:
+        mirror = Mirror(folder.location, root)
+        mirror.pull()
+        yield RunFolder(root, mirror)
+        mirror.push()
 
 
 def replay_name(trial: str, seed: int, fold: int) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ichsearch.data.cache import SliceSet, open_slices
+from ichsearch.data.cache import SliceSet, local_shards, open_slices
 from ichsearch.data.preprocessing import preprocessing_of
 from ichsearch.data.split import VALIDATION_FOLD, Split, make_split, open_split
 from ichsearch.errors import ConfigError, NoTrialFinishedError, StorageError
@@ -17,11 +17,11 @@ from ichsearch.files import write_json
 from ichsearch.search import events
 from ichsearch.search.book import Book, Standing
 from ichsearch.search.confirm import confirm
-from ichsearch.search.default_data import phantom_shards
+from ichsearch.search.default_data import shards_location
+from ichsearch.search.driving import Held, driving
 from ichsearch.search.durations import duration_text
 from ichsearch.search.execution import Execution, run_trials
 from ichsearch.search.journal import Journal, open_storage
-from ichsearch.search.lease import Lease, lease
 from ichsearch.search.openings import read_openings
 from ichsearch.search.resolved import differences, save_space
 from ichsearch.search.resources import (
@@ -60,15 +60,15 @@ class Outcome(NamedTuple):
 
 def run_search(
     space: Space,
-    data: Path | None,
-    out: Path,
+    data: str | Path | None,
+    folder: RunFolder,
     *,
     address: str | None,
     extend: bool,
     command: Sequence[str],
     watchers: Watchers,
 ) -> Outcome:
-    """Run, or go on with, the search of `space` in `out`, until it has its trials or its budget is spent.
+    """Run, or go on with, the search of `space` in `folder`, until it has its trials or its budget is spent.
 
     Then confirm the best trials, if the space says so; `command` is what was typed, for the record of that.
 
@@ -77,31 +77,33 @@ def run_search(
         ConfigError: the folder holds another run, or one on other data.
         AlreadyRunningError: another driver holds the folder, or has taken it meanwhile.
         ClusterError: the cluster went away.
-        StorageError: a disk is full.
+        StorageError: a disk is full, or a store stayed away.
         NoTrialFinishedError: every trial failed.
     """
-    folder = RunFolder(out.resolve())
     _refuse_foreign(folder, space, extend=extend)
     _refuse_unusable(data, space, folder)
     began_s = time.monotonic()
-    with lease(folder.root) as held:
+    with driving(folder) as held:
         _refuse_spent(space, folder)
         watchers.tell(events.connecting(address))
         with ray_session(address) as dashboard:
             if not folder.space.is_file():  # before the first long stage; an extended one is kept when it proved usable
                 save_space(space, folder.space)
-            watchers.tell(events.opened(space, folder.root, dashboard))
+            watchers.tell(events.opened(space, folder, dashboard))
             if openings := read_openings(folder):
                 watchers.tell(events.test_fold(openings, is_opening=False))
-            shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
+            shards = shards_location(data, folder, space.phantom, address, watchers.progress)
             standing = _search(space, shards, folder, held, began_s, watchers)
             _require_a_result(folder, standing)
             if space.confirm:
                 confirm(space, folder, shards, space.confirm, held=held, command=command, watchers=watchers)
-    return Outcome(folder, shards, standing)
+        return Outcome(folder, local_shards(shards), standing)
 
 
-def _search(space: Space, shards: Path, folder: RunFolder, held: Lease, began_s: float, watchers: Watchers) -> Standing:
+def _search(
+    space: Space, location: str | Path, folder: RunFolder, held: Held, began_s: float, watchers: Watchers
+) -> Standing:
+    shards = local_shards(location)
     slices = open_slices(shards, space.sizes()[0])
     split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
     watchers.tell(events.data(slices, split))
@@ -109,8 +111,8 @@ def _search(space: Space, shards: Path, folder: RunFolder, held: Lease, began_s:
     weights = start_weights(space, folder, space.backbones())
     origins = {name: start.origin for name, start in weights.items()}
     watchers.tell(events.weights(origins))
-    assignment = assignment_of(space, folder, shards, whole, weights)
-    memory_mb = warm_nodes(space.sizes(), shards, whole)
+    assignment = assignment_of(space, folder, location, whole, weights)
+    memory_mb = warm_nodes(space.sizes(), location, whole)
     held.check()
     save_space(space, folder.space)
     hist_sizes = space.sizes() if "hist" in space.channels() else ()
@@ -125,10 +127,10 @@ def _search(space: Space, shards: Path, folder: RunFolder, held: Lease, began_s:
 def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
     """Stop before anything is written when the folder is another run's, or nobody's we know."""
     if folder.root.exists() and not folder.root.is_dir():
-        raise ConfigError(f"--out must be a folder, but {folder.root} is a file; give another --out")
+        raise ConfigError(f"--out must be a folder, but {folder} is a file; give another --out")
     if not folder.space.is_file():
-        if folder.root.is_dir() and {path.name for path in folder.root.iterdir()} - {"run.lock", "lease.json"}:
-            raise ConfigError(f"--out must be a new folder or a run, but {folder.root} holds other files")
+        if folder.holds_other_files():
+            raise ConfigError(f"--out must be a new folder or a run, but {folder} holds other files")
         return
     found = differences(load_space(folder.space), space)
     fixed = any(difference.keys[0] in FIXED for difference in found)
@@ -139,7 +141,7 @@ def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
             if fixed
             else "add --extend to go on with the change, or give another --out"
         )
-        raise ConfigError("\n  ".join([f"{folder.root} holds another run; {hint}:", *map(str, found)]))
+        raise ConfigError("\n  ".join([f"{folder} holds another run; {hint}:", *map(str, found)]))
 
 
 def _refuse_spent(space: Space, folder: RunFolder) -> None:
@@ -154,14 +156,14 @@ def _refuse_spent(space: Space, folder: RunFolder) -> None:
         )
 
 
-def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None:
+def _refuse_unusable(data: str | Path | None, space: Space, folder: RunFolder) -> None:
     """Stop before anything is written when the data cannot be read or split, or are not the run's."""
     known = folder.split.is_file()
     if data is None:
-        if known and not folder.phantom.is_dir():
-            raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")
+        if known and folder.phantom_shards is None:
+            raise ConfigError(f"{folder} is a run on data of your own; name them again with --data")
         return
-    slices = open_slices(data.resolve(), max(space.sizes()))
+    slices = open_slices(local_shards(data), max(space.sizes()))
     if "neighbours" in space.channels():
         slices.require_registered()
     if known:
@@ -177,7 +179,7 @@ def _train_slices(slices: SliceSet, split: Split) -> int:
 def _open_book(
     space: Space,
     folder: RunFolder,
-    held: Lease,
+    held: Held,
     began_s: float,
     curves: Curves,
     origins: dict[str, str],
@@ -235,5 +237,5 @@ def _require_a_result(folder: RunFolder, standing: Standing) -> None:
     reasons = ", ".join(sorted({record.reason for record in folder.records() if record.reason}))
     raise NoTrialFinishedError(
         f"at least one trial must finish, but all {standing.failed} failed ({reasons}); see trials/*/error.txt in "
-        f"{folder.root}, mend the space, and run it with another --out"
+        f"{folder}, mend the space, and run it with another --out"
     )

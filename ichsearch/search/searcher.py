@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from ray.tune.search import Searcher
 
+from ichsearch.errors import StorageError
 from ichsearch.search.book import Book, Started
 from ichsearch.search.resources import Node, Request, Requests, has_room, slots
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import explain_hang, has_hung
-from ichsearch.search.worker import BUSY, CRASHED, DISK_FULL, NO_ROOM, TIMED_OUT
+from ichsearch.search.worker import AWAY, BUSY, CRASHED, DISK_FULL, NO_ROOM, TIMED_OUT
 from ichsearch.train.trial import TrialResult, read_result
 
 OnStart = Callable[[Started], None]
@@ -146,6 +147,7 @@ class BookSearcher(Searcher):
 
     def _tell(self, started: Started, error: str | None, result: dict[str, Any]) -> None:
         folder = self._folder.trial(started.record.trial)
+        self._folder.refresh(folder)
         if (finished := read_result(folder)) is not None:
             self._book.tell_finished(started, finished)
             self._on_end(started, finished, "")
@@ -160,6 +162,8 @@ class BookSearcher(Searcher):
         if reason == NO_ROOM:
             self.disk_full = True
             return
+        if reason == AWAY:
+            raise StorageError(f"the store of {self._folder} did not answer a worker; run the same command again")
         if reason == BUSY:
             self._book.hand_back(started)
             return

@@ -44,7 +44,7 @@ def start_weights(space: Space, folder: RunFolder, backbones: Iterable[str]) -> 
 
 
 def assignment_of(
-    space: Space, folder: RunFolder, shards: Path, whole: Request, weights: dict[str, StartWeights]
+    space: Space, folder: RunFolder, shards: str | Path, whole: Request, weights: dict[str, StartWeights]
 ) -> Assignment:
     """What workers must know."""
     paths = {name: start.path for name, start in weights.items()}
@@ -52,7 +52,7 @@ def assignment_of(
     return Assignment(shards, folder, paths, int(whole["CPU"]), space.lr_finder.steps, limit_s)
 
 
-def warm_nodes(sizes: Iterable[int], shards: Path, whole: Request) -> float | None:
+def warm_nodes(sizes: Iterable[int], shards: str | Path, whole: Request) -> float | None:
     """Decode the slices at these sizes on every node that can run a trial; memory of the smallest GPU, in 1e6 bytes."""
     memory_mb: list[float] = []
     for node in ray.nodes():
@@ -87,6 +87,7 @@ def lr_stage(space: Space, assignment: Assignment, whole: Request, watchers: Wat
         watchers.tell(events.lr_stage(len(missing)))
     for curve in fan_out(find_curve, missing, assignment, **as_ray_options(whole)):
         curves[curve.config] = curve
+        assignment.folder.refresh(assignment.folder.lr_finder)
         watchers.draw_curve(curve, assignment.folder.curve(curve.config).with_suffix(".png"))
         watchers.tell(events.lr(curve))
     return curves

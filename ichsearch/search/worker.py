@@ -6,17 +6,18 @@ In: paths and configurations. Out: files in the run folder.
 import errno
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from ray import tune
 
-from ichsearch.data.cache import open_slices
+from ichsearch.data.cache import SliceSet, local_shards, open_slices
 from ichsearch.data.split import Split
-from ichsearch.errors import AlreadyRunningError, IchsearchError
+from ichsearch.errors import AlreadyRunningError, IchsearchError, StorageError
 from ichsearch.files import read_json, write_json, write_text
+from ichsearch.search.nodes import on_node
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import LEAST_GRACE_S, ended_when_hung, hangs_after_s, has_hung
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
@@ -30,6 +31,8 @@ NO_ROOM: Final = "disk full"
 """The reason of a trial that says nothing about its configuration: it is run again when there is room."""
 BUSY: Final = "folder busy"
 """Likewise: the worker of a dead driver, or one that Ray has given up, is still at work on the trial."""
+AWAY: Final = "store away"
+"""Likewise: the object store that the run folder or the shards are in did not answer."""
 TIMED_OUT: Final = "timed_out"
 CRASHED: Final = "crashed"
 
@@ -37,7 +40,7 @@ CRASHED: Final = "crashed"
 class Assignment(NamedTuple):
     """What every worker of a run needs to know."""
 
-    shards: Path
+    shards: str | Path
     folder: RunFolder
     weights: dict[str, Path | None]
     threads: int
@@ -45,10 +48,19 @@ class Assignment(NamedTuple):
     limit_s: float = math.inf
     least_grace_s: float = LEAST_GRACE_S
 
+    def slices(self, size: int) -> SliceSet:
+        """The data at this size, from this node's cache."""
+        return open_slices(local_shards(self.shards), size)
 
-def warm_cache(size: int, shards: Path) -> int:
+    def start_weights(self, backbone: str, folder: RunFolder) -> Path | None:
+        """What a backbone starts from, in the run folder as this node sees it."""
+        path = self.weights[backbone]
+        return folder.weights / path.name if path else None
+
+
+def warm_cache(size: int, shards: str | Path) -> int:
     """Decode the slices into this node's cache; returns their number."""
-    return len(open_slices(shards, size).hu)
+    return len(open_slices(local_shards(shards), size).hu)
 
 
 def gpu_memory_mb(gpu: int) -> float | None:
@@ -62,19 +74,21 @@ def find_curve(config: InputConfig, assignment: Assignment) -> LrCurve:
     A backbone that cannot be trained must not end the run: its trials will fail, and be told to the sampler.
     """
     torch.set_num_threads(assignment.threads)
-    slices = open_slices(assignment.shards, config.size)
-    split = Split.model_validate(read_json(assignment.folder.split))
-    weights = assignment.weights[config.backbone]
-    try:
-        curve = find_lr(config, slices, split, weights=weights, steps=assignment.lr_steps)
-    except (OSError, IchsearchError):
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a backbone raises, see above
-        _keep_error(assignment.folder.curve(config).with_suffix(".error.txt"), error)
-        curve = LrCurve(
-            config=config, lrs=[], losses=[], suggestions={}, lr=FALLBACK_LR, guarded=True, failure=type(error).__name__
-        )
-    write_json(assignment.folder.curve(config), curve.model_dump())
+    slices, run = assignment.slices(config.size), assignment.folder
+    with on_node(run, run.lr_finder, assignment.weights[config.backbone], is_sole=False) as folder:
+        split = Split.model_validate(read_json(folder.split))
+        weights = assignment.start_weights(config.backbone, folder)
+        try:
+            curve = find_lr(config, slices, split, weights=weights, steps=assignment.lr_steps)
+        except (OSError, IchsearchError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a backbone raises, see above
+            _keep_error(folder.curve(config).with_suffix(".error.txt"), error)
+            failure = type(error).__name__
+            curve = LrCurve(
+                config=config, lrs=[], losses=[], suggestions={}, lr=FALLBACK_LR, guarded=True, failure=failure
+            )
+        write_json(folder.curve(config), curve.model_dump())
     return curve
 
 
@@ -94,8 +108,27 @@ def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
     Raises:
         Exception: what Ray Tune takes for a crash, and has tried again.
     """
-    folder = assignment.folder.trial(job["trial"])
-    return attempt(folder, assignment, lambda: _run(job, assignment, folder))
+    run, weights = assignment.folder, assignment.weights[job["config"]["backbone"]]
+    parent = run.trial(job["parent"]) if job["parent"] else None
+    return outcome_on_node(
+        run,
+        run.trial(job["trial"]),
+        (parent, weights),
+        lambda folder: attempt(folder.trial(job["trial"]), assignment, lambda: _run(job, assignment, folder)),
+    )
+
+
+def outcome_on_node(
+    run: RunFolder, work: Path, needed: Sequence[Path | None], attempted: Callable[[RunFolder], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `attempted` says of the run folder as this node sees it; or why it could not be seen: see `on_node`."""
+    try:
+        with on_node(run, work, *needed) as folder:
+            return attempted(folder)
+    except AlreadyRunningError:
+        return {"reason": BUSY}
+    except StorageError:
+        return {"reason": AWAY}
 
 
 def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]) -> dict[str, Any]:
@@ -115,6 +148,8 @@ def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]
         return {"reason": error.reason}
     except AlreadyRunningError:
         return {"reason": BUSY}
+    except StorageError:
+        return {"reason": AWAY}
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return {"reason": NO_ROOM}
@@ -127,23 +162,24 @@ def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]
     return {"score": result.score, "reason": ""}
 
 
-def _run(job: dict[str, Any], assignment: Assignment, folder: Path) -> TrialResult:
+def _run(job: dict[str, Any], assignment: Assignment, folder: RunFolder) -> TrialResult:
     torch.set_num_threads(job["threads"])
     config = TrialConfig.model_validate(job["config"])
     return run_trial(
         config,
-        open_slices(assignment.shards, config.size),
-        Split.model_validate(read_json(assignment.folder.split)),
-        folder,
-        weights=assignment.weights[config.backbone],
-        parent=assignment.folder.trial(job["parent"]) if job["parent"] else None,
-        on_epoch=_report_epoch,
+        assignment.slices(config.size),
+        Split.model_validate(read_json(folder.split)),
+        folder.trial(job["trial"]),
+        weights=assignment.start_weights(config.backbone, folder),
+        parent=folder.trial(job["parent"]) if job["parent"] else None,
+        on_epoch=lambda record: _report_epoch(record, folder),
         checkpoint_every_s=CHECKPOINT_EVERY_S,
         limit_s=assignment.limit_s,
     )
 
 
-def _report_epoch(record: dict[str, Any]) -> None:
+def _report_epoch(record: dict[str, Any], folder: RunFolder) -> None:
+    folder.check()
     tune.report({name: record[name] for name in ("epoch", "seconds", "images_per_s")})
 
 

@@ -22,6 +22,11 @@ def home_folder() -> Path:
     return Path(os.environ.get("ICHSEARCH_HOME") or Path.home() / ".ichsearch")
 
 
+def cache_folder() -> Path:
+    """This node's cache: `ICHSEARCH_CACHE`, or a folder of the home."""
+    return Path(os.environ.get("ICHSEARCH_CACHE") or home_folder() / "cache")
+
+
 class Key:
     """A secret under which text is hashed; equal text gives equal hashes, and nobody without the key can try names."""
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ichsearch.errors import DataError
 from ichsearch.files import sha256_of
 from ichsearch.labels import LABELS
+from ichsearch.shards.copies import drop, fetch
 
 SCHEMA_VERSION: Final = 3
 ROW_GROUP_SLICES: Final = 32
@@ -143,11 +144,14 @@ def open_shard(path: Path, sha256: str | None, size: int) -> pq.ParquetFile:
 
     Raises:
         DataError: the shard is missing, has other bytes than the manifest says, or another form.
+        StorageError: it is in a store that stayed away.
     """
+    fetch(path)
     remedy = "run the same `ichsearch preprocess` again: it rebuilds just this shard"
     if not path.is_file():
         raise DataError(f"every shard of the manifest must exist, but {path.name} does not; {remedy}")
     if sha256 is not None and sha256_of(path) != sha256:
+        drop(path)
         raise DataError(f"a shard's SHA-256 must be the manifest's, but that of {path.name} is not; {remedy}")
     file = pq.ParquetFile(path, page_checksum_verification=True)
     if not file.schema_arrow.equals(shard_schema(size), check_metadata=True):

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 
 import torch
 
-from ichsearch.data.cache import cache_folder
 from ichsearch.errors import DataError
 from ichsearch.files import read_json, write_json
+from ichsearch.shards.identity import cache_folder
 from ichsearch.train.config import TrialFailedError
 
 FOLDER: Final = "micro_batch"

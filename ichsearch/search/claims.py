@@ -1,0 +1,188 @@
+"""The lease of a run folder in a store that knows no conditional write: one driver at a time, by claims.
+
+In: the location of a run. Out: the same as of `lease`. Why two drivers never both hold it, in a store in which what was
+written is listed at once: a driver first writes its claim, *asking*, then lists the others and goes only if none that
+lives is *held*; it then writes *held*, lists again, and has the lease when none that lives with a smaller token is
+asking (it waits for that) or held (it goes). Of two, whoever lists later in the second round sees the other: if both
+are held, the larger token goes; had one of them got through before the other asked, the first list told so. One that
+dies at any point leaves a claim that does not beat: it counts for nothing after `lapse_s` by the newcomer's own clock,
+at once where its process is known to be dead. One that only seemed dead finds its claim removed, or another one held of
+a later generation, and stops.
+"""
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Literal, NamedTuple
+
+from ichsearch.errors import AlreadyRunningError, DataError, StorageError
+from ichsearch.files import from_json
+from ichsearch.locations import below
+from ichsearch.search.lease import BEAT_S, LAPSE_S, host_name
+from ichsearch.search.mirror import CLAIMS, is_dead, mirrors_folder
+from ichsearch.storage import open_folder
+
+LOOK_EVERY_S: Final = 0.5
+GAP_S: Final = 5.0
+"""Between two looks: after a longer one the store was away, and nobody could beat."""
+
+Content = dict[str, Any]
+
+
+class _Heard(NamedTuple):
+    """The last beat of another driver, when it was new here, and whether it followed on another."""
+
+    beat: int
+    since_s: float
+    goes_on: bool
+
+
+class Claim:
+    """This driver's claim on the run folder at `store`; `mirror` is the name of its mirror's folder on this node."""
+
+    def __init__(self, store: str, mirror: str, *, beat_s: float = BEAT_S, lapse_s: float = LAPSE_S) -> None:
+        self._store, self._folder, self._token = store, open_folder(below(store, CLAIMS)), uuid.uuid4().hex
+        self._mirror, self._beat_s, self._lapse_s = mirror, beat_s, lapse_s
+        self._held, self._generation, self._beats, self._lost = False, 0, 0, False
+        self._heard: dict[str, _Heard] = {}
+        self._looked_s = time.monotonic()
+        self._writing, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="ichsearch-claim", daemon=True)
+
+    def check(self) -> None:
+        """Raises `AlreadyRunningError` if another driver has taken the folder, while this one was thought dead."""
+        if self._is_lost():
+            raise AlreadyRunningError(
+                f"another driver took {self._store} while this one did not answer; it goes on there, so stop here"
+            )
+
+    def take(self) -> None:
+        """Claim the folder, and go on beating; see the module.
+
+        Raises:
+            AlreadyRunningError: another driver holds it, or has asked for it at the same time.
+            StorageError: the store cannot be written.
+        """
+        self._write()
+        self._thread.start()
+        while held := [(token, claim) for token, claim in self._living().items() if claim.get("held")]:
+            for token, claim in held:
+                if self._state(token, claim) == "living":
+                    raise self._refusal(claim)
+            time.sleep(LOOK_EVERY_S)
+        self._generation = 1 + max((_generation(claim) for claim in self._listen().values()), default=0)
+        self._held = True
+        self._write()
+        while before := [claim for token, claim in self._living().items() if token < self._token]:
+            for claim in before:
+                if claim.get("held"):
+                    raise self._refusal(claim)
+            time.sleep(LOOK_EVERY_S)
+        self.check()
+        for token in self._listen().keys() - self._living().keys():
+            self._folder.remove(token)
+
+    def release(self) -> None:
+        """Stop beating; the folder is free at once."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with suppress(OSError, StorageError):  # it lapses, too
+            self._folder.remove(self._token)
+
+    def is_ours(self) -> bool:
+        """Whether no other driver has taken the folder since."""
+        others = self._others()
+        later = any(claim.get("held") and _generation(claim) > self._generation for claim in others.values())
+        return not (self._held and later) and self._folder.exists(self._token)
+
+    def _is_lost(self) -> bool:
+        self._lost = self._lost or not self.is_ours()
+        return self._lost
+
+    def _beat_on(self) -> None:
+        while not self._ended.wait(self._beat_s):
+            with suppress(OSError, StorageError):  # away: the next beat tries again
+                if self._is_lost():
+                    return
+                self._write()
+
+    def _write(self) -> None:
+        with self._writing:
+            self._beats += 1
+            holder = {"host": host_name(), "process": os.getpid(), "mirror": self._mirror}
+            state = {"beat": self._beats, "held": self._held, "generation": self._generation}
+            self._folder.write_bytes(self._token, json.dumps(holder | state).encode())
+
+    def _others(self) -> dict[str, Content]:
+        """All other claims by their tokens."""
+        found: dict[str, Content] = {}
+        for token in self._folder.names():
+            if token != self._token:
+                with suppress(FileNotFoundError):  # released a moment ago
+                    found[token] = _read(self._folder.read_bytes(token))
+        return found
+
+    def _listen(self) -> dict[str, Content]:
+        """All other claims, and whether they beat; what was not seen to be silent is not taken for it."""
+        others, now_s = self._others(), time.monotonic()
+        away, self._looked_s = now_s - self._looked_s > GAP_S, now_s
+        for token, claim in others.items():
+            beat, known = int(claim.get("beat", 0)), self._heard.get(token)
+            if known is None or known.beat != beat:
+                self._heard[token] = _Heard(beat, now_s, known is not None)
+            elif away:
+                self._heard[token] = known._replace(since_s=now_s)
+        return others
+
+    def _state(self, token: str, claim: Content) -> Literal["living", "silent", "unknown"]:
+        root = mirrors_folder() / str(claim.get("mirror"))
+        if root.is_dir():  # of this node: its lock tells
+            return "silent" if is_dead(root) else "living"
+        heard = self._heard[token]
+        if time.monotonic() - heard.since_s >= self._lapse_s:
+            return "silent"
+        return "living" if heard.goes_on else "unknown"
+
+    def _living(self) -> dict[str, Content]:
+        """The other claims that are not known to be dead."""
+        return {token: claim for token, claim in self._listen().items() if self._state(token, claim) != "silent"}
+
+    def _refusal(self, claim: Content) -> AlreadyRunningError:
+        who = f"process {claim.get('process')} on {str(claim.get('host')).partition(':')[0]}"
+        return AlreadyRunningError(
+            f"one driver at a time: {self._store} is already running ({who}); wait for it, or give another --out"
+        )
+
+
+def _read(content: bytes) -> Content:
+    """What a claim says; nothing if a store has kept a torn one, which then lapses."""
+    try:
+        claim = from_json(content, CLAIMS)
+    except DataError:
+        return {}
+    return claim if isinstance(claim, dict) else {}
+
+
+def _generation(claim: Content) -> int:
+    return int(claim.get("generation", 0))
+
+
+@contextmanager
+def claimed(store: str, mirror: str, *, beat_s: float = BEAT_S, lapse_s: float = LAPSE_S) -> Iterator[Claim]:
+    """Hold a run folder in a store.
+
+    Raises:
+        AlreadyRunningError: another driver holds it.
+        StorageError: the store cannot be read or written.
+    """
+    held = Claim(store, mirror, beat_s=beat_s, lapse_s=lapse_s)
+    try:
+        held.take()
+        yield held
+    finally:
+        held.release()

@@ -1,0 +1,85 @@
+"""Copies of shards that stand in a store: a folder on this node's disk, whose shards come when they are opened.
+
+In: the location of a folder of shards in a store, a new folder. Out: a folder of shards as any other.
+"""
+
+import fcntl
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from ichsearch.errors import DataError
+from ichsearch.files import write_text
+from ichsearch.locations import below
+from ichsearch.storage import download, open_folder
+
+ORIGIN: Final = "origin"
+"""Of a copy: the file that says where the shards stand; written last."""
+USERS: Final = "users"
+"""Of a copy: the file on which each process that uses it has a lock."""
+_held: Final[dict[Path, Any]] = {}
+
+
+def make_copy(location: str, copy: Path, names: Iterable[str]) -> None:
+    """Make `copy` one of the shards at `location`, with the files of these names that there are, and no shards yet."""
+    copy.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        with suppress(FileNotFoundError):
+            download(below(location, name), copy / name)
+    write_text(copy / ORIGIN, location)
+
+
+def is_copy(folder: Path) -> bool:
+    """Whether the shards of a folder stand in a store."""
+    return (folder / ORIGIN).is_file()
+
+
+def bytes_in_store(copy: Path) -> int:
+    """What all shards of a copy would take here."""
+    found = open_folder((copy / ORIGIN).read_text(encoding="utf-8")).files()
+    return sum(file.n_bytes for file in found)
+
+
+def hold(copy: Path) -> None:
+    """Keep a copy from being evicted as long as this process lives."""
+    if copy not in _held:
+        users = (copy / USERS).open("a")
+        fcntl.flock(users, fcntl.LOCK_SH)
+        _held[copy] = users
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process uses this folder as a copy."""
+    if not (folder / USERS).is_file():
+        return False
+    with (folder / USERS).open("a") as users:
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def fetch(shard: Path) -> None:
+    """Bring a shard of a copy that is not here yet; any other folder's are left as they are.
+
+    Raises:
+        DataError: the store cannot be read, or lacks it.
+        StorageError: the store stayed away.
+    """
+    if shard.is_file() or not is_copy(shard.parent):
+        return
+    location = (shard.parent / ORIGIN).read_text(encoding="utf-8")
+    try:
+        download(below(location, shard.name), shard)
+    except FileNotFoundError:
+        return  # whoever opens it says so
+    except OSError as error:
+        raise DataError(f"a shard must be readable, but: {error}; check the store and its permissions") from error
+
+
+def drop(shard: Path) -> None:
+    """Free the room of a copied shard: it comes anew when it is opened."""
+    if is_copy(shard.parent):
+        shard.unlink(missing_ok=True)
