@@ -11,34 +11,21 @@ from pathlib import Path
 
 import pytest
 from dicom_files import head_hu, stored_12_bit, write_ct
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
+from stores import opened_store
 
 from ichsearch import storage
 from ichsearch.errors import ConfigError, StorageError
 from ichsearch.locations import check_location, is_uri, parse_location
 from ichsearch.storage import Folder, open_folder, read_file, with_state
 
-BUCKET = "ichsearch-test"
 SECRET = "wJalrXUtnFEMI"  # noqa: S105 - looked for in messages
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """The URI of a bucket on a server of this process, which the environment points to."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        options = {"endpoint_override": f"http://{host}:{port}", "allow_bucket_creation": True}
-        fs.S3FileSystem(**options).create_dir(BUCKET)
-        yield f"s3://{BUCKET}"
-    server.stop()
+    with opened_store() as store:
+        yield store.uri
 
 
 @pytest.fixture(params=["path", "file", "s3"])

@@ -1,17 +1,18 @@
 """The lease of a run folder in a store that knows no conditional write: one driver at a time, by claims.
 
 In: the location of a run. Out: the same as of `lease`. Why two drivers never both hold it, in a store in which what was
-written is listed at once: a driver first writes its claim, *asking*, then lists the others and goes only if none that
-lives is *held*; it then writes *held*, lists again, and has the lease when none that lives with a smaller token is
-asking (it waits for that) or held (it goes). Of two, whoever lists later in the second round sees the other: if both
-are held, the larger token goes; had one of them got through before the other asked, the first list told so. One that
-dies at any point leaves a claim that does not beat: it counts for nothing after `lapse_s` by the newcomer's own clock,
-at once where its process is known to be dead. One that only seemed dead finds its claim removed, or another one held of
-a later generation, and stops.
+written is listed at once: a driver writes its claim, *asking*, lists the others, and withdraws if one that lives is
+*held*; else it writes *held*, lists again, and has the lease when no living claim of a smaller token is asking (it
+waits for that) or held (it withdraws). Of two, whoever lists later in that second round sees the other: if both are
+held, the larger token withdraws; had one of them got through before the other asked, the first list told so. Who
+withdrew tries again after a random pause, and is refused once somebody *drives*. One that dies at any point leaves a
+claim that does not beat: it counts for nothing after `lapse_s` by the newcomer's own clock, at once where its process
+is known to be dead. One that only seemed dead finds its claim removed or another held of a later generation, and stops.
 """
 
 import json
 import os
+import random
 import threading
 import time
 import uuid
@@ -47,10 +48,11 @@ class Claim:
     def __init__(self, store: str, mirror: str, *, beat_s: float = BEAT_S, lapse_s: float = LAPSE_S) -> None:
         self._store, self._folder, self._token = store, open_folder(below(store, CLAIMS)), uuid.uuid4().hex
         self._mirror, self._beat_s, self._lapse_s = mirror, beat_s, lapse_s
-        self._held, self._generation, self._beats, self._lost = False, 0, 0, False
+        self._claims = self._held = self._drives = self._lost = False
+        self._generation = self._beats = 0
         self._heard: dict[str, _Heard] = {}
         self._looked_s = time.monotonic()
-        self._writing, self._ended = threading.Lock(), threading.Event()
+        self._writing, self._ended = threading.RLock(), threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="ichsearch-claim", daemon=True)
 
     def check(self) -> None:
@@ -67,12 +69,24 @@ class Claim:
             AlreadyRunningError: another driver holds it, or has asked for it at the same time.
             StorageError: the store cannot be written.
         """
-        self._write()
         self._thread.start()
+        while not self._try():
+            self._withdraw()
+            time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - so that two that met do not meet again
+        self.check()
+        self._drives = True
+        self._write()
+        for token in self._listen().keys() - self._living().keys():
+            self._folder.remove(token)
+
+    def _try(self) -> bool:
+        """Ask, hold, look; False if another driver asks as well and is before this one."""
+        self._claims = True
+        self._write()
         while held := [(token, claim) for token, claim in self._living().items() if claim.get("held")]:
             for token, claim in held:
                 if self._state(token, claim) == "living":
-                    raise self._refusal(claim)
+                    return self._yield_to(claim)
             time.sleep(LOOK_EVERY_S)
         self._generation = 1 + max((_generation(claim) for claim in self._listen().values()), default=0)
         self._held = True
@@ -80,11 +94,23 @@ class Claim:
         while before := [claim for token, claim in self._living().items() if token < self._token]:
             for claim in before:
                 if claim.get("held"):
-                    raise self._refusal(claim)
+                    return self._yield_to(claim)
             time.sleep(LOOK_EVERY_S)
-        self.check()
-        for token in self._listen().keys() - self._living().keys():
-            self._folder.remove(token)
+        return True
+
+    def _yield_to(self, claim: Content) -> Literal[False]:
+        """Go if another driver drives; if it only holds as yet, it may go itself."""
+        if not claim.get("drives"):
+            return False
+        who = f"process {claim.get('process')} on {str(claim.get('host')).partition(':')[0]}"
+        raise AlreadyRunningError(
+            f"one driver at a time: {self._store} is already running ({who}); wait for it, or give another --out"
+        )
+
+    def _withdraw(self) -> None:
+        with self._writing:
+            self._claims = self._held = False
+            self._folder.remove(self._token)
 
     def release(self) -> None:
         """Stop beating; the folder is free at once."""
@@ -106,16 +132,18 @@ class Claim:
 
     def _beat_on(self) -> None:
         while not self._ended.wait(self._beat_s):
-            with suppress(OSError, StorageError):  # away: the next beat tries again
-                if self._is_lost():
+            with suppress(OSError, StorageError), self._writing:  # away: the next beat tries again
+                if self._claims and self._is_lost():
                     return
-                self._write()
+                if self._claims:
+                    self._write()
 
     def _write(self) -> None:
         with self._writing:
             self._beats += 1
             holder = {"host": host_name(), "process": os.getpid(), "mirror": self._mirror}
-            state = {"beat": self._beats, "held": self._held, "generation": self._generation}
+            state = {"held": self._held, "drives": self._drives, "generation": self._generation}
+            state |= {"beat": self._beats}
             self._folder.write_bytes(self._token, json.dumps(holder | state).encode())
 
     def _others(self) -> dict[str, Content]:
@@ -151,12 +179,6 @@ class Claim:
     def _living(self) -> dict[str, Content]:
         """The other claims that are not known to be dead."""
         return {token: claim for token, claim in self._listen().items() if self._state(token, claim) != "silent"}
-
-    def _refusal(self, claim: Content) -> AlreadyRunningError:
-        who = f"process {claim.get('process')} on {str(claim.get('host')).partition(':')[0]}"
-        return AlreadyRunningError(
-            f"one driver at a time: {self._store} is already running ({who}); wait for it, or give another --out"
-        )
 
 
 def _read(content: bytes) -> Content:

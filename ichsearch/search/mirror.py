@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from ichsearch.errors import StorageError
 from ichsearch.locations import below, parse_location
 from ichsearch.search.segments import JOURNAL, SEGMENTS, Segments
+from ichsearch.search.watchdog import STACKS
 from ichsearch.shards.identity import cache_folder
 from ichsearch.storage import FoundFile, download, open_folder, upload
 from ichsearch.train.lineage import CHECKPOINT, METRICS, STATE, WEIGHTS
@@ -73,6 +74,7 @@ class Mirror:
             StorageError: the store cannot be read.
         """
         with self._lock, _as_storage_error(self.store):
+            self._rescue_stacks(folder)
             if not folder:
                 if not open_folder(self.store).exists(SPACE):  # no run yet: whatever is there is not ours to bring
                     return
@@ -126,6 +128,14 @@ class Mirror:
             may()
             self.push(folder)
 
+    def _rescue_stacks(self, folder: str) -> None:
+        """Upload what processes of this node wrote when they ended because they hung: nobody else could."""
+        for path in mirrors_folder().glob(f"{_prefix(self.store)}*/{folder or '**'}/{STACKS}"):
+            name = path.relative_to(mirrors_folder())
+            if is_dead(mirrors_folder() / name.parts[0]) and path.stat().st_size:
+                upload(path, below(self.store, Path(*name.parts[1:]).as_posix()))
+                path.unlink()
+
     def _bring(self, name: str, file: FoundFile, *, hole: bool) -> None:
         path, stamp = self.root / name, _Stamp(file.n_bytes, file.modified_ns)
         if path.exists():
@@ -174,7 +184,7 @@ def scratch(store: str) -> Iterator[Path]:
     """A folder for one mirror of a run, below the node's cache; it goes with the block, those of dead processes too."""
     mirrors = mirrors_folder()
     mirrors.mkdir(mode=0o700, parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=f"{hashlib.sha256(store.encode()).hexdigest()[:16]}-", dir=mirrors))
+    root = Path(tempfile.mkdtemp(prefix=_prefix(store), dir=mirrors))
     with (root / ROOT_LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -184,6 +194,10 @@ def scratch(store: str) -> Iterator[Path]:
             for other in mirrors.iterdir():
                 if is_dead(other):
                     shutil.rmtree(other, ignore_errors=True)
+
+
+def _prefix(store: str) -> str:
+    return f"{hashlib.sha256(store.encode()).hexdigest()[:16]}-"
 
 
 def mirrors_folder() -> Path:
@@ -202,7 +216,8 @@ def is_dead(root: Path) -> bool:
 
 
 def _is_mirrored(name: str, folder: str) -> bool:
-    first, *_, last = parts = name.split("/")
+    parts = name.split("/")
+    first, last = parts[0], parts[-1]
     if (first in APART and not _is_below(name, folder or "/")) or last == WRITER or last.endswith(".lock"):
         return False
     return not any(part.startswith(".") for part in parts)

@@ -1,0 +1,354 @@
+"""Run folders in a store: what a mirror brings and sends, the journal's segments, claims, and a store that is away."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from slice_sets import make_rows, write_shards
+from stores import Store, new_folder, opened_store
+
+from ichsearch.data.cache import local_shards, open_slices
+from ichsearch.errors import AlreadyRunningError, ConfigError, DataError, StorageError
+from ichsearch.locations import below
+from ichsearch.search.claims import Claim, claimed
+from ichsearch.search.mirror import Mirror, mirrors_folder, scratch
+from ichsearch.search.nodes import on_node
+from ichsearch.search.run_folder import RunFolder, opened
+from ichsearch.search.segments import Segments
+from ichsearch.storage import Folder, open_folder
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with opened_store() as made:
+        yield made
+
+
+@pytest.fixture
+def run(store: Store) -> Folder:
+    """A run folder in the store, of which somebody has written a little."""
+    folder = open_folder(new_folder(store))
+    for name, content in CONTENT.items():
+        folder.write_bytes(name, content)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node of its own for each test."""
+    monkeypatch.setenv("ICHSEARCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+CONTENT = {
+    "space.yaml": b"name: a\n",
+    "trials/0000/metrics.json": b"{}",
+    "trials/0000/weights.safetensors": bytes(range(100)),
+    "journal/00000001": b"one\ntwo\n",
+}
+
+
+def test_a_mirror_has_what_the_store_has_with_holes_for_weights(run: Folder) -> None:
+    run.write_bytes("lease/token", b"{}")
+    with opened(run.location) as folder:
+        assert folder.space.read_bytes() == CONTENT["space.yaml"]
+        assert folder.journal.read_bytes() == CONTENT["journal/00000001"]
+        weights = folder.trial("0000") / "weights.safetensors"
+        assert weights.read_bytes() == bytes(100)
+        assert not (folder.root / "lease").exists()
+        folder.bring(folder.trial("0000"))
+        assert weights.read_bytes() == CONTENT["trials/0000/weights.safetensors"]
+        assert str(folder) == run.location
+        assert folder.shown(folder.space) == f"{run.location}/space.yaml"
+    assert {name: run.read_bytes(name) for name in run.names()} == CONTENT | {"lease/token": b"{}"}, "nothing changed"
+    assert not list(mirrors_folder().iterdir())
+
+
+def test_what_changes_here_changes_there_and_what_goes_goes(run: Folder) -> None:
+    with opened(run.location) as folder:
+        folder.space.write_bytes(b"name: b\n")
+        (folder.trial("0000") / "weights.safetensors").unlink()
+        (folder.root / "leaderboard.csv").write_text("trial\n")
+        (folder.root / ".half.aside").write_text("half")
+        (folder.root / "run.lock").write_text("")
+    expected = {**CONTENT, "space.yaml": b"name: b\n", "leaderboard.csv": b"trial\n"}
+    del expected["trials/0000/weights.safetensors"]
+    assert {name: run.read_bytes(name) for name in run.names()} == expected
+
+
+def test_metrics_are_never_there_before_what_they_vouch_for(run: Folder, tmp_path: Path) -> None:
+    """A trial writes on while it is uploaded: whatever the moment, metrics that tell of a file find it in the store."""
+    trial, ended = tmp_path / "trials" / "0001", threading.Event()
+    trial.mkdir(parents=True)
+
+    def train() -> None:
+        for number in range(60):
+            (trial / f"{number}.txt").write_text("x")
+            aside = trial / ".metrics.aside"
+            aside.write_text(str(number))
+            aside.replace(trial / "metrics.json")
+            time.sleep(0.02)
+        ended.set()
+
+    mirror = Mirror(run.location, tmp_path)
+    threading.Thread(target=train).start()
+    seen = set()
+    while not ended.is_set():
+        mirror.push("trials/0001")
+        told = int(run.read_bytes("trials/0001/metrics.json")) if run.exists("trials/0001/metrics.json") else -1
+        names = run.names()
+        assert all(f"trials/0001/{number}.txt" in names for number in range(told + 1))
+        seen.add(told)
+    assert len(seen) > 3
+
+
+def test_a_file_that_was_changed_here_is_not_brought(run: Folder) -> None:
+    with opened(run.location) as folder:
+        assert folder.mirror
+        folder.space.write_bytes(b"name: mine\n")
+        run.write_bytes("space.yaml", b"name: theirs\n")
+        folder.mirror.pull()
+        assert folder.space.read_bytes() == b"name: mine\n"
+
+
+def test_a_worker_follows_its_trial_and_stops_when_another_one_has_begun(run: Folder) -> None:
+    with opened(run.location) as driver:
+        work = driver.trial("0000")
+        with on_node(driver, work) as node:
+            assert node.root != driver.root
+            assert (node.trial("0000") / "weights.safetensors").read_bytes() == CONTENT[
+                "trials/0000/weights.safetensors"
+            ]
+            assert not node.space.exists()
+            (node.trial("0000") / "metrics.json").write_text("{1}")
+        assert run.read_bytes("trials/0000/metrics.json") == b"{1}"
+        with pytest.raises(AlreadyRunningError, match="another worker has begun"), on_node(driver, work) as node:
+            (node.trial("0000") / "metrics.json").write_text("{old}")
+            with on_node(driver, work) as successor:
+                (successor.trial("0000") / "metrics.json").write_text("{new}")
+        assert run.read_bytes("trials/0000/metrics.json") == b"{new}"
+        driver.refresh(work)
+        assert (work / "metrics.json").read_text() == "{new}"
+
+
+def test_the_stacks_of_a_worker_that_hung_reach_the_driver(run: Folder) -> None:
+    code = """
+import faulthandler, sys, time
+from pathlib import Path
+from ichsearch.search.nodes import on_node
+from ichsearch.search.run_folder import opened
+from ichsearch.search.watchdog import ended_when_hung
+with opened(sys.argv[1]) as run, on_node(run, run.trial("0000")) as node, ended_when_hung(node.trial("0000"), 0.1):
+    time.sleep(60)
+"""
+    assert subprocess.run([sys.executable, "-c", code, run.location], check=False).returncode == 1
+    with opened(run.location) as folder:
+        assert "time" not in run.names()
+        assert "most recent call first" in (folder.trial("0000") / "hung.txt").read_text()
+    assert not list(mirrors_folder().iterdir()), "those of dead processes go, too"
+
+
+def test_segments_make_the_journal_again(run: Folder, tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    journal = Segments(run.location, path)
+    journal.pull()
+    with path.open("ab") as file:
+        file.write(b"three\n")
+    journal.push()
+    journal.push()
+    assert run.read_bytes("journal/00000002") == b"three\n"
+    Segments(run.location, tmp_path / "again.log").pull()
+    assert (tmp_path / "again.log").read_bytes() == b"one\ntwo\nthree\n"
+
+
+def test_half_a_line_of_a_torn_segment_never_counts(run: Folder, tmp_path: Path) -> None:
+    run.write_bytes("journal/00000002", b"three\nfo")
+    path = tmp_path / "journal.log"
+    journal = Segments(run.location, path)
+    journal.pull()
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    with path.open("ab") as file:
+        file.write(b"five\n")
+    journal.push()
+    journal.pull()
+    assert path.read_bytes() == b"one\ntwo\nthree\nfive\n"
+
+
+def test_a_segment_is_never_written_over(run: Folder, tmp_path: Path) -> None:
+    journals = [Segments(run.location, tmp_path / name) for name in ("one.log", "other.log")]
+    for number, journal in enumerate(journals):
+        journal.pull()
+        with (tmp_path / ("one.log", "other.log")[number]).open("ab") as file:
+            file.write(b"mine %d\n" % number)
+    journals[0].push()
+    with pytest.raises(AlreadyRunningError):
+        journals[1].push()
+    assert run.read_bytes("journal/00000002") == b"mine 0\n"
+
+
+def test_a_missing_segment_is_told(run: Folder, tmp_path: Path) -> None:
+    run.write_bytes("journal/00000003", b"four\n")
+    with pytest.raises(StorageError, match="lacks one"):
+        Segments(run.location, tmp_path / "journal.log").pull()
+
+
+def race(location: str, drivers: int) -> tuple[int, int]:
+    """Drivers that start at once, each as on another node: how many get the run, how many are refused."""
+    got, refused = [], []
+    ready, done = threading.Barrier(drivers), threading.Barrier(drivers)
+
+    def drive(number: int) -> None:
+        ready.wait()
+        try:
+            with claimed(location, f"elsewhere-{number}", beat_s=0.1):
+                got.append(number)
+                done.wait()
+        except AlreadyRunningError:
+            refused.append(number)
+            done.wait()
+
+    threads = [threading.Thread(target=drive, args=(number,)) for number in range(drivers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(got), len(refused)
+
+
+def test_of_many_drivers_at_once_one_gets_the_run(run: Folder) -> None:
+    for number in range(3):
+        location = f"{run.location}/{number}"
+        assert race(location, 4) == (1, 3)
+        assert open_folder(below(location, "lease")).names() == []
+
+
+def test_a_driver_that_beats_is_not_disturbed(run: Folder) -> None:
+    with claimed(run.location, "one", beat_s=0.1) as held:
+        with pytest.raises(AlreadyRunningError, match="is already running"), claimed(run.location, "other", beat_s=0.1):
+            pass
+        held.check()
+    with claimed(run.location, "other"):
+        pass
+
+
+def test_a_driver_of_this_node_is_known_to_live_or_to_be_dead_at_once(run: Folder) -> None:
+    with ExitStack() as stack:
+        with scratch(run.location) as root:
+            dead = Claim(run.location, root.name, beat_s=1e9)
+            dead.take()
+            with pytest.raises(AlreadyRunningError), claimed(run.location, "other", lapse_s=1e9):
+                pass
+        root.mkdir()  # as a killed one leaves it
+        (root / ".lock").touch()
+        stack.callback(dead.release)
+        with claimed(run.location, "other", lapse_s=1e9):
+            assert len(open_folder(below(run.location, "lease")).names()) == 1
+
+
+def test_a_driver_that_only_seemed_dead_stops(run: Folder) -> None:
+    frozen = Claim(run.location, "frozen", beat_s=1e9)
+    frozen.take()
+    frozen.check()
+    with claimed(run.location, "other", beat_s=0.1, lapse_s=0.5) as held:
+        with pytest.raises(AlreadyRunningError, match="another driver took"):
+            frozen.check()
+        held.check()
+    frozen.release()
+
+
+def test_a_claim_written_after_it_was_removed_is_of_an_earlier_generation(run: Folder) -> None:
+    """The beat of a driver that was frozen between its look and its writing."""
+    frozen = Claim(run.location, "frozen", beat_s=1e9)
+    frozen.take()
+    with claimed(run.location, "other", beat_s=0.1, lapse_s=0.5) as held:
+        frozen._write()
+        held.check()
+        with pytest.raises(AlreadyRunningError):
+            frozen.check()
+    frozen.release()
+
+
+def test_a_store_that_comes_back_is_waited_for(store: Store, run: Folder) -> None:
+    with store.away():
+        back = threading.Timer(1.5, lambda: setattr(store, "_is_open", True))
+        back.start()
+        run.write_bytes("late", b"x")
+    assert run.read_bytes("late") == b"x"
+    assert not back.is_alive()
+
+
+def test_a_store_that_stays_away_is_given_up(store: Store, run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICHSEARCH_STORE_PATIENCE_S", "0.5")
+    with store.away():
+        for ask in (lambda: run.write_bytes("a", b"x"), lambda: run.read_bytes("space.yaml"), run.names):
+            with pytest.raises(StorageError, match="must answer, but has not"):
+                ask()
+
+
+@pytest.fixture
+def shards(store: Store, tmp_path: Path) -> str:
+    """The location of a folder of shards in the store; one like it is in the test's folder."""
+    location = new_folder(store)
+    write_shards(tmp_path / "shards", make_rows(patients=9, slices=8, size=SIZE), SIZE)
+    local = open_folder(tmp_path / "shards")
+    for name in local.names():
+        open_folder(location).write_bytes(name, local.read_bytes(name))
+    return location
+
+
+def test_shards_of_a_store_are_decoded_like_local_ones(shards: str, tmp_path: Path, cache: Path) -> None:
+    found, expected = open_slices(local_shards(shards), SIZE), open_slices(tmp_path / "shards", SIZE, tmp_path / "own")
+    assert (found.hu == expected.hu).all()
+    assert found.table.equals(expected.table)
+    assert not list(cache.glob("*-shards/shard-*")), "decoded, they need no room here"
+
+
+def test_shards_of_a_store_that_do_not_fit_are_streamed_from_copies(
+    shards: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_bytes = sum(path.stat().st_size for path in (tmp_path / "shards").glob("*"))
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", str(n_bytes + 20_000))
+    copy = local_shards(shards)
+    if n_bytes + 20_000 >= 9 * 8 * SIZE * SIZE * 2:
+        pytest.skip("these compress so badly that they fit")
+    found = open_slices(copy, SIZE)
+    assert found.streams
+    assert list(cache.glob("*-shards/shard-*"))
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "1000")
+    with pytest.raises(ConfigError, match="raise ICHSEARCH_CACHE_BYTES"):
+        open_slices(copy, SIZE // 2)
+
+
+def test_a_damaged_shard_of_a_store_is_refused_and_may_be_mended(shards: str) -> None:
+    name = next(name for name in open_folder(shards).names() if name.startswith("shard-"))
+    whole = open_folder(shards).read_bytes(name)
+    open_folder(shards).write_bytes(name, whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match="SHA-256"):
+        open_slices(local_shards(shards), SIZE)
+    open_folder(shards).write_bytes(name, whole)
+    assert len(open_slices(local_shards(shards), SIZE).hu)
+
+
+def test_a_missing_shard_of_a_store_is_told(shards: str) -> None:
+    name = next(name for name in open_folder(shards).names() if name.startswith("shard-"))
+    open_folder(shards).remove(name)
+    with pytest.raises(DataError, match=f"must exist, but {name} does not"):
+        open_slices(local_shards(shards), SIZE)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(store: Store) -> None:
+    folder = open_folder(new_folder(store))
+    folder.write_bytes("notes.txt", b"mine")
+    with opened(folder.location) as run:
+        assert isinstance(run, RunFolder)
+        assert run.holds_other_files()
+        assert not (run.root / "notes.txt").exists()
+    assert os.environ["AWS_ENDPOINT_URL"] == store.endpoint
