@@ -280,8 +280,8 @@ def leaderboard(
 
     with opened(run_folder) as folder:
         summary = summarise(folder, shards_of(folder, data))
-        board, confirmed = read_leaderboard(folder), confirmation_text(folder)
-    columns = [] if pareto is None else pareto.split(",")
+        board, columns = read_leaderboard(folder), [] if pareto is None else pareto.split(",")
+        confirmed = confirmation_text(folder)
     if columns:
         board = board[pareto_front(board, columns)]
     if as_json:
@@ -310,16 +310,12 @@ def report(
 @app.command()
 def run(
     space: Annotated[str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml.")],
-    data: Annotated[
-        str | None, typer.Option(help="Folder of shards or URI; without it a phantom cohort is made.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Shards, a folder or URI; without them a phantom is made.")] = None,
     folder: Annotated[str | None, typer.Option("--out", help="Run folder or URI; default runs/<space's name>.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the run instead of the space's number.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help=OPTION_HELP)] = None,
-    time: Annotated[
-        str | None, typer.Option(help="Wall-clock budget instead of the space's: 90s, 20m, 8h, 1d.")
-    ] = None,
+    time: Annotated[str | None, typer.Option(help="Wall clock instead of the space's: 90s, 20m, 8h, 1d.")] = None,
     device_hours: Annotated[
         float | None, typer.Option("--device-hours", help="Budget summed over trials, instead of the space's.")
     ] = None,

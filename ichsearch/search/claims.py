@@ -83,12 +83,11 @@ class Claim:
         """Ask, hold, look; False if another driver asks as well and is before this one."""
         self._claims = True
         self._write()
-        while held := [(token, claim) for token, claim in self._living().items() if claim.get("held")]:
-            for token, claim in held:
+        while held := self._held_by_others():
+            for token, claim in held.items():
                 if self._state(token, claim) == "living":
                     return self._yield_to(claim)
             time.sleep(LOOK_EVERY_S)
-        self._generation = 1 + max((_generation(claim) for claim in self._listen().values()), default=0)
         self._held = True
         self._write()
         while before := [claim for token, claim in self._living().items() if token < self._token]:
@@ -97,6 +96,13 @@ class Claim:
                     return self._yield_to(claim)
             time.sleep(LOOK_EVERY_S)
         return True
+
+    def _held_by_others(self) -> dict[str, Content]:
+        """The held claims that are not known to be dead; when there are none, a generation after all the dead ones."""
+        others = self._listen()
+        held = {token: claim for token, claim in others.items() if claim.get("held")}
+        self._generation = 1 + max(map(_generation, held.values()), default=0)
+        return {token: claim for token, claim in held.items() if self._state(token, claim) != "silent"}
 
     def _yield_to(self, claim: Content) -> Literal[False]:
         """Go if another driver drives; if it only holds as yet, it may go itself."""
