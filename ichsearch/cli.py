@@ -171,7 +171,7 @@ def _print_counts(manifest: "Manifest") -> None:
 
 @app.command("lr-find")
 def lr_find(
-    data: Annotated[Path, typer.Option(help="Folder of shards.")],
+    data: Annotated[str, typer.Option(help="Folder or URI of shards.")],
     backbone: Annotated[str, typer.Option(help="Any model of timm or torchvision.")],
     batch_size: Annotated[int, typer.Option(min=2)] = 32,
     size: Annotated[int, typer.Option(min=16)] = 256,
@@ -184,7 +184,7 @@ def lr_find(
     """Find a learning rate for a backbone from scratch: one short run over rising rates, its curve, one suggestion."""
     from pydantic import ValidationError
 
-    from ichsearch.data.cache import open_slices
+    from ichsearch.data.cache import local_shards, open_slices
     from ichsearch.data.channels import CHANNELS
     from ichsearch.data.split import make_split
     from ichsearch.files import write_json
@@ -203,7 +203,7 @@ def lr_find(
         first = error.errors()[0]
         raise ConfigError(f"--{first['loc'][0]}: {first['msg']}, but got {first['input']!r}") from None
     check_backbone(backbone, size, channels=CHANNELS[config.channels])
-    slices = open_slices(data, size)
+    slices = open_slices(local_shards(data), size)
     split = make_split(slices.table, slices.fingerprint, seed=0)
     try:
         curve = find_lr(config, slices, split, steps=steps or STEPS)
@@ -222,17 +222,18 @@ OPTION_HELP: Final = "A value of the space file: epochs=4, parameters.size=64; m
 @app.command()
 def validate(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="A space file, or a shipped one.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of shards, for the time of a trial on them.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder or URI of shards, for the time of a trial on them.")] = None,
     option: Annotated[list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help=OPTION_HELP)] = None,
     probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Measure what a trial takes here.")] = True,
 ) -> None:
     """Check a space file; print what it resolves to, how large it is, and what its trials would cost here."""
+    from ichsearch.data.cache import local_shards
     from ichsearch.search.resolved import as_text
     from ichsearch.search.space_file import find_space, load_space
     from ichsearch.search.validate import costs, count_slices, summary
 
     loaded = load_space(find_space(space), option or ())
-    counts = count_slices(loaded, data) if data else None
+    counts = count_slices(loaded, local_shards(data)) if data else None
     say(as_text(loaded))
     for line in summary(loaded):
         say(line)

@@ -139,6 +139,7 @@ def test_a_worker_follows_its_trial_and_stops_when_another_one_has_begun(run: Fo
         assert (work / "metrics.json").read_text() == "{new}"
 
 
+@pytest.mark.slow
 def test_the_stacks_of_a_worker_that_hung_reach_the_driver(run: Folder) -> None:
     code = """
 import faulthandler, sys, time

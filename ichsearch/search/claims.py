@@ -122,7 +122,9 @@ class Claim:
         """Stop beating; the folder is free at once."""
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout=GAP_S)
+        if self._thread.is_alive():  # the store is away, and may yet get its last beat
+            return
         with suppress(OSError, StorageError):  # it lapses, too
             self._folder.remove(self._token)
 
