@@ -52,8 +52,6 @@ def _explained(error: Exception) -> tuple[str, int]:
             )
         if error.errno in UNUSABLE:
             return f"{where} must be readable and writable, but: {error.strerror}; check it", StorageError.exit_code
-        if error.errno is None and str(error):  # as Arrow speaks of a store
-            return f"{error}; check the store, its permissions and the network", StorageError.exit_code
     if os.environ.get("ICHSEARCH_DEBUG"):
         traceback.print_exception(error)
     message = f"internal error: {type(error).__name__}: {error} (ICHSEARCH_DEBUG=1 shows where)"

@@ -45,6 +45,10 @@ class StorageError(IchsearchError):
     exit_code = 7
 
 
+class UnreadableError(StorageError, OSError):
+    """A store answers, but cannot be read: no permission, or a key that it refuses."""
+
+
 class AlreadyRunningError(IchsearchError):
     """Another driver holds the run folder, or another process that of a trial."""
 

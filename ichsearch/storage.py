@@ -20,7 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ichsearch import files
-from ichsearch.errors import StorageError
+from ichsearch.errors import StorageError, UnreadableError
 from ichsearch.locations import Place, check_host, check_location, local_path, parse_location
 from ichsearch.patience import patiently
 
@@ -108,7 +108,8 @@ def read_file(location: str, start: int = 0, length: int | None = None) -> bytes
     """The bytes of one file anywhere, or the range of them that exists.
 
     Raises:
-        OSError: it cannot be read; FileNotFoundError when there is none.
+        OSError: it cannot be read, of a store an UnreadableError; FileNotFoundError when there is none.
+        StorageError: the store stayed away.
     """
     if path := local_path(location):
         with path.open("rb") as file:
@@ -203,10 +204,10 @@ def _from(place: Place, read: Callable[[], Result]) -> Result:
     """Read; Arrow's errors of its own, such as that of an empty part in a key, become OSError as well."""
     try:
         return patiently(place.shown, read)
-    except pa.ArrowException as error:
-        if isinstance(error, OSError):
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # there is none, or it is this node's disk
             raise
-        raise OSError(f"{place.shown} must be readable, but: {error}") from error
+        raise UnreadableError(f"{place.shown} must be readable, but: {error}; check the store's permissions") from error
 
 
 def _to(place: Place, write: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ from ichsearch.data.cache_build import BREAKS, PIXELS, TABLE, build_mapped, buil
 from ichsearch.data.stream import SliceStream
 from ichsearch.errors import ConfigError
 from ichsearch.labels import LABELS
-from ichsearch.shards.copies import bytes_in_store, hold, is_copy, is_held, make_copy
+from ichsearch.shards.copies import bytes_in_store, hold, is_copy, is_held, make_copy, origin_of
 from ichsearch.shards.identity import cache_folder
 from ichsearch.shards.manifest import MANIFEST, Manifest, read_manifest
 from ichsearch.shards.metadata import LEDGER_JSON, METADATA
@@ -111,7 +111,7 @@ def local_shards(location: str | Path, cache: Path | None = None) -> Path:
     manifest = read_manifest(location)
     copy = cache / f"{manifest.fingerprint[:16]}-{manifest.settings.size}px-shards"
     with _locked(cache):
-        if not is_copy(copy):
+        if origin_of(copy) != location:
             make_copy(location, copy, (MANIFEST, METADATA, LEDGER_JSON))
         hold(copy)
         os.utime(copy)

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ichsearch.errors import StorageError
 from ichsearch.locations import below, parse_location
 from ichsearch.search.segments import JOURNAL, SEGMENTS, Segments
 from ichsearch.search.watchdog import STACKS
@@ -73,7 +72,7 @@ class Mirror:
         Raises:
             StorageError: the store cannot be read.
         """
-        with self._lock, _as_storage_error(self.store):
+        with self._lock:
             self._rescue_stacks(folder)
             if not folder:
                 if not open_folder(self.store).exists(SPACE):  # no run yet: whatever is there is not ours to bring
@@ -86,7 +85,7 @@ class Mirror:
 
     def fetch(self, *names: str) -> None:
         """Bring single files, those that there are; errors of `pull`."""
-        with self._lock, _as_storage_error(self.store):
+        with self._lock:
             for name in names:
                 with suppress(FileNotFoundError):
                     download(below(self.store, name), self.root / name)
@@ -251,13 +250,3 @@ def _each(work: Callable[[Any], None], items: Iterable[Any]) -> None:
     """Do `work` for all items, some at a time."""
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(work, items))
-
-
-@contextmanager
-def _as_storage_error(store: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is not None:  # of this node's disk
-            raise
-        raise StorageError(f"{store} must be readable, but: {error}; check its permissions and the network") from error

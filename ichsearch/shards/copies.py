@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from ichsearch.errors import DataError
 from ichsearch.files import write_text
 from ichsearch.locations import below
 from ichsearch.storage import download, open_folder
@@ -30,15 +29,21 @@ def make_copy(location: str, copy: Path, names: Iterable[str]) -> None:
     write_text(copy / ORIGIN, location)
 
 
+def origin_of(folder: Path) -> str | None:
+    """Where the shards of a copy stand; None of a folder that is none."""
+    path = folder / ORIGIN
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
 def is_copy(folder: Path) -> bool:
     """Whether the shards of a folder stand in a store."""
-    return (folder / ORIGIN).is_file()
+    return origin_of(folder) is not None
 
 
 def bytes_in_store(copy: Path) -> int:
     """What all shards of a copy would take here."""
-    found = open_folder((copy / ORIGIN).read_text(encoding="utf-8")).files()
-    return sum(file.n_bytes for file in found)
+    location = origin_of(copy)
+    return sum(file.n_bytes for file in open_folder(location).files()) if location else 0
 
 
 def hold(copy: Path) -> None:
@@ -65,18 +70,12 @@ def fetch(shard: Path) -> None:
     """Bring a shard of a copy that is not here yet; any other folder's are left as they are.
 
     Raises:
-        DataError: the store cannot be read, or lacks it.
-        StorageError: the store stayed away.
+        StorageError: the store cannot be read.
     """
-    if shard.is_file() or not is_copy(shard.parent):
-        return
-    location = (shard.parent / ORIGIN).read_text(encoding="utf-8")
-    try:
-        download(below(location, shard.name), shard)
-    except FileNotFoundError:
-        return  # whoever opens it says so
-    except OSError as error:
-        raise DataError(f"a shard must be readable, but: {error}; check the store and its permissions") from error
+    location = None if shard.is_file() else origin_of(shard.parent)
+    if location is not None:
+        with suppress(FileNotFoundError):  # whoever opens it says so
+            download(below(location, shard.name), shard)
 
 
 def drop(shard: Path) -> None:
