@@ -21,6 +21,7 @@ from ichsearch.search.mirror import Mirror, mirrors_folder, scratch
 from ichsearch.search.nodes import on_node
 from ichsearch.search.run_folder import RunFolder, opened
 from ichsearch.search.segments import Segments
+from ichsearch.shards import copies
 from ichsearch.storage import Folder, open_folder
 
 SIZE = 32
@@ -326,6 +327,18 @@ def test_shards_of_a_store_that_do_not_fit_are_streamed_from_copies(
     monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "1000")
     with pytest.raises(ConfigError, match="raise ICHSEARCH_CACHE_BYTES"):
         open_slices(copy, SIZE // 2)
+
+
+def test_a_copy_is_not_evicted_while_a_process_uses_it(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = local_shards(shards)
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", str(9 * 8 * SIZE * SIZE * 2 + 1))
+    open_slices(tmp_path / "shards", SIZE)
+    assert (copy / "manifest.json").is_file()
+    copies._held.pop(copy).close()  # as when its process ends
+    open_slices(tmp_path / "shards", SIZE // 2)
+    assert not copy.exists()
 
 
 def test_a_damaged_shard_of_a_store_is_refused_and_may_be_mended(shards: str) -> None:

@@ -184,8 +184,9 @@ def scratch(store: str) -> Iterator[Path]:
     mirrors = mirrors_folder()
     mirrors.mkdir(mode=0o700, parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix=_prefix(store), dir=mirrors))
-    with (root / ROOT_LOCK).open("w") as lock:
+    with (root / ".new").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        (root / ".new").rename(root / ROOT_LOCK)  # whoever sees it finds it held
         try:
             yield root
         finally:
