@@ -1,4 +1,4 @@
-"""Books and replays on a run folder in a store: left at any moment and gone on with elsewhere, they are as on a disk."""
+"""Books and replays on a run folder in a store: left at any moment, gone on with elsewhere, they are as on a disk."""
 
 from collections.abc import Iterator
 from pathlib import Path

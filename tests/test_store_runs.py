@@ -94,6 +94,7 @@ def forget_claims(out: str) -> None:
         open_folder(f"{out}/lease").remove(name)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_from_another_machine_and_ends_like_a_local_one(
     searched: Searched, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
