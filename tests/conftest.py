@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from stores import Store, opened_store
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +21,13 @@ def ichsearch_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         yield home
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Store]:
+    """An S3 server of this process; one a session, since file systems are made once for a bucket."""
+    with opened_store() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -51,10 +51,13 @@ class Store:
         with contextlib.suppress(OSError):
             while True:
                 visitor, _ = self._door.accept()
-                if not self._is_open:
+                try:
+                    if not self._is_open:
+                        raise ConnectionRefusedError
+                    server = socket.create_connection(self._target)
+                except OSError:
                     visitor.close()
                     continue
-                server = socket.create_connection(self._target)
                 for one, other in ((visitor, server), (server, visitor)):
                     self._through.add(one)
                     threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()

@@ -5,13 +5,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from slice_sets import make_rows, write_shards
-from stores import Store, new_folder, opened_store
+from stores import Store, new_folder
 
 from ichsearch.data.cache import local_shards, open_slices
 from ichsearch.errors import AlreadyRunningError, ConfigError, DataError, StorageError
@@ -25,12 +24,6 @@ from ichsearch.shards import copies
 from ichsearch.storage import Folder, open_folder
 
 SIZE = 32
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with opened_store() as made:
-        yield made
 
 
 @pytest.fixture

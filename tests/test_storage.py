@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from dicom_files import head_hu, stored_12_bit, write_ct
-from stores import opened_store
+from stores import Store
 
 from ichsearch import storage
 from ichsearch.errors import ConfigError, StorageError
@@ -22,10 +22,9 @@ SECRET = "wJalrXUtnFEMI"  # noqa: S105 - looked for in messages
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
+def s3(store: Store) -> str:
     """The URI of a bucket on a server of this process, which the environment points to."""
-    with opened_store() as store:
-        yield store.uri
+    return store.uri
 
 
 @pytest.fixture(params=["path", "file", "s3"])

@@ -1,13 +1,12 @@
 """Books and replays on a run folder in a store: left at any moment, gone on with elsewhere, they are as on a disk."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from books import make_space, next_of, open_book, score_of, suggested_lr, tell
 from slice_sets import make_rows, write_shards
-from stores import Store, new_folder, opened_store
+from stores import Store, new_folder
 
 from ichsearch.data.cache import local_shards, open_slices
 from ichsearch.data.split import open_split
@@ -28,12 +27,6 @@ from ichsearch.train.trial import TrialResult, read_result
 
 SIZE = 32
 CLOCKS = ("seconds", "images_per_s")
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with opened_store() as made:
-        yield made
 
 
 def on_machine(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:

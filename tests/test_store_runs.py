@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from searches import Driver, one_by_one, outlive, private_ray, results, write_tiny_shards
 from spaces import write_space
-from stores import Store, new_folder, opened_store
+from stores import Store, new_folder
 
 from ichsearch.search.run_folder import opened
 from ichsearch.storage import open_folder
@@ -65,8 +65,12 @@ def copy_to_store(folder: Path, location: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory, ray_local: Path) -> Iterator[Searched]:  # noqa: ARG001
-    with private_ray(), opened_store() as store:
+def searched(
+    tmp_path_factory: pytest.TempPathFactory,
+    ray_local: Path,  # noqa: ARG001 - preprocessing joins it
+    store: Store,
+) -> Iterator[Searched]:
+    with private_ray():
         yield Searched(tmp_path_factory.mktemp("searched"), store)
 
 

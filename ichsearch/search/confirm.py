@@ -167,6 +167,7 @@ def _prepared(
     """Start weights, decoded slices, and what replays ask for, as for the trials themselves."""
     configs = [replay.config for replay in replays]
     weights = start_weights(space, folder, {config.backbone for config in configs})
+    folder.push(folder.root)  # workers need them
     whole = trial_request(space.resources, live_nodes())
     memory_mb = warm_nodes(sorted({config.size for config in configs}), shards, whole)
     requests = trial_requests(space.resources, live_nodes(), seen_mb(curves_of(folder, configs)), memory_mb)

@@ -74,7 +74,10 @@ class RunFolder:
 
     def shown(self, path: Path) -> str:
         """Where a file of the run is for a person: never in the mirror."""
-        return below(self.mirror.store, path.relative_to(self.root).as_posix()) if self.mirror else str(path)
+        return below(self.mirror.store, self._name(path)) if self.mirror else str(path)
+
+    def _name(self, path: Path) -> str:
+        return "" if path == self.root else path.relative_to(self.root).as_posix()
 
     def holds_other_files(self) -> bool:
         """Whether a folder that is no run's yet holds what no driver has left that came no further."""
@@ -85,17 +88,17 @@ class RunFolder:
     def refresh(self, path: Path) -> None:
         """See below a folder of the run what others have written to the store."""
         if self.mirror:
-            self.mirror.pull(path.relative_to(self.root).as_posix())
+            self.mirror.pull(self._name(path))
 
     def bring(self, path: Path) -> None:
         """Have the weights below a folder of the run here, too."""
         if self.mirror:
-            self.mirror.pull(path.relative_to(self.root).as_posix(), holes=False)
+            self.mirror.pull(self._name(path), holes=False)
 
     def push(self, path: Path) -> None:
         """Let others see at once what has changed below a folder of the run."""
         if self.mirror:
-            self.mirror.push(path.relative_to(self.root).as_posix())
+            self.mirror.push(self._name(path))
 
     def check(self) -> None:
         """Raises `StorageError` if the store has stayed away, `AlreadyRunningError` if another worker writes there."""

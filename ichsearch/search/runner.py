@@ -117,6 +117,7 @@ def _search(
     save_space(space, folder.space)
     hist_sizes = space.sizes() if "hist" in space.channels() else ()
     write_json(folder.preprocessing, preprocessing_of(shards, hist_sizes).model_dump())
+    folder.push(folder.root)  # workers need the split and the weights
     curves = lr_stage(space, assignment, whole, watchers)
     requests = trial_requests(space.resources, live_nodes(), seen_mb(curves), memory_mb)
     book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
