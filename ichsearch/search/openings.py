@@ -38,4 +38,5 @@ def note_opening(folder: RunFolder, command: Sequence[str], trials: Sequence[str
     new = Opening(when=now, command=join(command), ichsearch=__version__, trials=list(trials))
     openings = [*read_openings(folder), new]
     write_json(folder.test_fold, [opening.model_dump(mode="json") for opening in openings])
+    folder.push(folder.root)
     return openings
