@@ -104,6 +104,15 @@ def test_metrics_are_never_there_before_what_they_vouch_for(run: Folder, tmp_pat
     assert len(seen) > 3
 
 
+def test_what_goes_there_goes_here(run: Folder) -> None:
+    with opened(run.location) as folder:
+        run.remove("trials/0000/weights.safetensors")
+        folder.refresh(folder.trial("0000"))
+        assert not (folder.trial("0000") / "weights.safetensors").exists()
+        assert (folder.trial("0000") / "metrics.json").exists()
+    assert "trials/0000/weights.safetensors" not in run.names()
+
+
 def test_a_file_that_was_changed_here_is_not_brought(run: Folder) -> None:
     with opened(run.location) as folder:
         assert folder.mirror

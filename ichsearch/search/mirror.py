@@ -67,7 +67,7 @@ class Mirror:
     def pull(self, folder: str = "", *, holes: bool = True) -> None:
         """Bring what is new in the store below a folder of the run, and for the run itself its journal.
 
-        A file that was changed here meanwhile stays. With `holes` large files of trials come as holes of their size.
+        What the store has no more goes. A file that was changed here meanwhile stays. With `holes` large files of trials come as holes of their size.
 
         Raises:
             StorageError: the store cannot be read.
@@ -79,9 +79,11 @@ class Mirror:
                     return
                 self.journal.pull()
             found = open_folder(below(self.store, folder) if folder else self.store).files()
-            named = [(self._name(file), file) for file in found]
-            due = [(name, file) for name, file in named if _is_mirrored(name, folder)]
+            named = {self._name(file): file for file in found}
+            due = [(name, file) for name, file in named.items() if _is_mirrored(name, folder)]
             _each(lambda item: self._bring(*item, hole=holes and _is_large(item[0])), due)
+            for name in [name for name in self._agreed if _is_below(name, folder) and name not in named]:
+                self._drop(name)
 
     def fetch(self, *names: str) -> None:
         """Bring single files, those that there are; errors of `pull`."""
@@ -95,7 +97,9 @@ class Mirror:
         """Upload what has changed here below a folder of the run, and remove what has gone; errors of `pull`."""
         with self._lock:
             first = self._changed(folder)
-            vouching = {name: (self.root / name).read_bytes() for name in first if _vouches(name)}
+            vouching = {
+                name: content for name in first if _vouches(name) and (content := self._content(name)) is not None
+            }
             _each(self._send, [name for name in self._changed(folder) if not _vouches(name)])
             for name, content in vouching.items():
                 open_folder(self.store).write_bytes(name, content)
@@ -150,6 +154,23 @@ class Mirror:
                 self._holes.discard(name)
             self._agreed[name], self._seen[name] = _stamp(path), stamp
 
+    def _drop(self, name: str) -> None:
+        """Remove here what was removed from the store, unless it was changed here meanwhile."""
+        path = self.root / name
+        if path.exists() and _stamp(path) == self._agreed[name]:
+            path.unlink()
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        self._agreed.pop(name, None)
+        self._seen.pop(name, None)
+
+    def _content(self, name: str) -> bytes | None:
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:  # removed a moment ago
+            return None
+
     def _changed(self, folder: str) -> dict[str, _Stamp]:
         """The files below a folder that are not as in the store."""
         found = {}
@@ -170,8 +191,7 @@ class Mirror:
 
     def _remove(self, name: str) -> None:
         open_folder(self.store).remove(name)
-        self._agreed.pop(name, None)
-        self._seen.pop(name, None)
+        self._forget(name)
 
     def _name(self, file: FoundFile) -> str:
         root = parse_location(self.store).without_slash().path
