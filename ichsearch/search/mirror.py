@@ -67,7 +67,8 @@ class Mirror:
     def pull(self, folder: str = "", *, holes: bool = True) -> None:
         """Bring what is new in the store below a folder of the run, and for the run itself its journal.
 
-        What the store has no more goes. A file that was changed here meanwhile stays. With `holes` large files of trials come as holes of their size.
+        What the store has no more goes. A file that was changed here meanwhile stays. With `holes` large files of trials
+        come as holes of their size.
 
         Raises:
             StorageError: the store cannot be read.
@@ -97,9 +98,7 @@ class Mirror:
         """Upload what has changed here below a folder of the run, and remove what has gone; errors of `pull`."""
         with self._lock:
             first = self._changed(folder)
-            vouching = {
-                name: content for name in first if _vouches(name) and (content := self._content(name)) is not None
-            }
+            vouching = self._contents(filter(_vouches, first))
             _each(self._send, [name for name in self._changed(folder) if not _vouches(name)])
             for name, content in vouching.items():
                 open_folder(self.store).write_bytes(name, content)
@@ -165,11 +164,12 @@ class Mirror:
         self._agreed.pop(name, None)
         self._seen.pop(name, None)
 
-    def _content(self, name: str) -> bytes | None:
-        try:
-            return (self.root / name).read_bytes()
-        except FileNotFoundError:  # removed a moment ago
-            return None
+    def _contents(self, names: Iterable[str]) -> dict[str, bytes]:
+        contents = {}
+        for name in names:
+            with suppress(FileNotFoundError):  # removed a moment ago
+                contents[name] = (self.root / name).read_bytes()
+        return contents
 
     def _changed(self, folder: str) -> dict[str, _Stamp]:
         """The files below a folder that are not as in the store."""
