@@ -67,7 +67,7 @@ class Mirror:
     def pull(self, folder: str = "", *, holes: bool = True) -> None:
         """Bring what is new in the store below a folder of the run, and for the run itself its journal.
 
-        What the store has no more goes. A file that was changed here meanwhile stays. With `holes` large files of trials
+        What the store has no more goes. A file that was changed here stays. With `holes` large files of trials
         come as holes of their size.
 
         Raises:
