@@ -22,7 +22,7 @@ class Store:
         self._target = self._server.get_host_and_port()
         self._door = socket.create_server(("127.0.0.1", 0))
         self._is_open, self._through = True, set[socket.socket]()
-        threading.Thread(target=self._let_in, daemon=True).start()
+        threading.Thread(target=self._serve, daemon=True).start()
         self.uri = f"s3://{BUCKET}"
 
     @property
@@ -40,14 +40,18 @@ class Store:
         try:
             yield
         finally:
-            self._is_open = True
+            self.let_in()
+
+    def let_in(self) -> None:
+        """Be back."""
+        self._is_open = True
 
     def close(self) -> None:
         """End the server."""
         self._door.close()
         self._server.stop()
 
-    def _let_in(self) -> None:
+    def _serve(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 visitor, _ = self._door.accept()

@@ -282,7 +282,7 @@ def test_a_claim_written_after_it_was_removed_is_of_an_earlier_generation(run: F
 
 def test_a_store_that_comes_back_is_waited_for(store: Store, run: Folder) -> None:
     with store.away():
-        back = threading.Timer(1.5, lambda: setattr(store, "_is_open", True))
+        back = threading.Timer(1.5, store.let_in)
         back.start()
         run.write_bytes("late", b"x")
     assert run.read_bytes("late") == b"x"

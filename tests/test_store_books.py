@@ -1,5 +1,6 @@
 """Books and replays on a run folder in a store: left at any moment, gone on with elsewhere, they are as on a disk."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from stores import Store, new_folder
 
 from ichsearch.data.cache import local_shards, open_slices
 from ichsearch.data.split import open_split
-from ichsearch.errors import AlreadyRunningError
+from ichsearch.errors import AlreadyRunningError, StorageError
 from ichsearch.files import read_json
 from ichsearch.search.book import Book
 from ichsearch.search.driving import driving
@@ -86,6 +87,29 @@ def test_what_a_book_was_told_is_known_elsewhere_before_anything_else_happens(
             next_of(again)
         with pytest.raises(AlreadyRunningError, match="one writer"):
             next_of(book)
+
+
+def test_a_trial_that_is_told_while_the_store_is_away_waits_or_is_told_again_later(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, location = make_space(trials=6), new_folder(store)
+    on_machine(tmp_path, 0, monkeypatch)
+    with pytest.raises(StorageError, match="has not for 1 s"), opened(location) as folder, driving(folder) as held:
+        save_space(space, folder.space)
+        folder.push(folder.root)
+        book = book_in(folder, space, check_lease=held.check)
+        first, second = next_of(book), next_of(book)
+        with store.away():
+            threading.Timer(2.0, store.let_in).start()
+            tell(book, first)
+        monkeypatch.setenv("ICHSEARCH_STORE_PATIENCE_S", "1")
+        with store.away():
+            tell(book, second)
+    on_machine(tmp_path, 1, monkeypatch)
+    monkeypatch.delenv("ICHSEARCH_STORE_PATIENCE_S")
+    with opened(location) as folder:
+        standing = book_in(folder, space).standing()
+    assert (standing.finished, standing.running) == (1, 1)
 
 
 def test_a_replay_in_a_store_is_what_it_is_on_a_disk(
