@@ -11,16 +11,16 @@ from typing import Any, Final
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from ichsearch.files import sha256_of, write_text
+from ichsearch.files import write_text
 from ichsearch.labels import LABELS
 from ichsearch.report.baselines import baseline_intervals
 from ichsearch.report.bootstrap import MIN_PATIENTS
 from ichsearch.report.confirmation import Confirmation, confirmations
 from ichsearch.report.ranking import Ranked, Ranking, known_ranking
-from ichsearch.report.statistics import Intervals, known_statistics
+from ichsearch.report.statistics import Intervals, known_statistics, predictions_sha256
 from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.run_folder import RunFolder, TrialRecord
-from ichsearch.train.lineage import PREDICTIONS, WEIGHTS
+from ichsearch.train.lineage import WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER
 from ichsearch.train.trial import TrialResult, read_result
 
@@ -158,10 +158,8 @@ def _result(root: Path, record: TrialRecord, result: TrialResult) -> dict[str, A
 
 def _known_intervals(folder: RunFolder, trial: str) -> Intervals:
     """A trial's intervals if they have been computed; nothing else, since this is asked while trials run."""
-    path = folder.trial(trial) / PREDICTIONS
-    if not folder.statistics(trial).is_file() or not path.is_file():
-        return {}
-    known = known_statistics(folder.statistics(trial), sha256_of(path))
+    digest = predictions_sha256(folder, trial)
+    known = known_statistics(folder.statistics(trial), digest) if digest else None
     return known.intervals if known else {}
 
 

@@ -17,7 +17,14 @@ from ichsearch.report.baseline_rules import RULES
 from ichsearch.report.baselines import fit_baselines
 from ichsearch.report.bootstrap import MIN_PATIENTS, Resampled
 from ichsearch.report.comparisons import SIGNIFICANT, holm, is_above_zero, pairwise_p
-from ichsearch.report.statistics import Predictions, read_predictions, resampled_scores, settings, trial_statistics
+from ichsearch.report.statistics import (
+    Predictions,
+    predictions_sha256,
+    read_predictions,
+    resampled_scores,
+    settings,
+    trial_statistics,
+)
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lineage import PREDICTIONS
@@ -100,9 +107,9 @@ def rank_trials(folder: RunFolder, shards: Path | None) -> Ranking:
     config = TrialConfig.model_validate(readable[best].config)
     if shards is not None:
         fit_baselines(folder, shards, config.task, read_predictions(folder.trial(best) / PREDICTIONS))
-    if (known := known_ranking(folder)) is not None:
-        return known
     unreadable = tuple(trial for trial in finished if trial not in readable)
+    if (known := known_ranking(folder)) is not None and known.unreadable == unreadable:
+        return known
     ranking = _ranking(_key(folder, list(finished)), _judged(folder, list(readable), best, config.metric), unreadable)
     write_json(folder.ranking, ranking.model_dump())
     return ranking
@@ -154,9 +161,8 @@ def _best(finished: dict[str, _Finished]) -> str:
 
 def _key(folder: RunFolder, trials: Sequence[str]) -> str:
     """What a ranking depends on, as a hash."""
-    files = {trial: folder.trial(trial) / PREDICTIONS for trial in trials}
-    files |= {name: folder.baseline(name) for name in RULES}
-    digests = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
+    digests = {trial: predictions_sha256(folder, trial) for trial in trials}
+    digests |= {name: sha256_of(path) for name in RULES if (path := folder.baseline(name)).is_file()}
     return hashlib.sha256(to_json({"version": VERSION, **settings(), "predictions": digests})).hexdigest()
 
 
