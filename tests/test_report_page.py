@@ -187,7 +187,7 @@ def test_replays_and_the_test_fold_stand_beside_the_search(copy: RunFolder, shar
     text = write_report(copy, shards, []).read_text()
     assert "the test fold was opened 1 time, see test_fold.json" in text
     assert "untouched" not in text
-    assert f"by `ichsearch confirm run`, for trials {best.name}." in section.notes[0]
+    assert f"by “ichsearch confirm run”, for trials {best.name}." in section.notes[0]
     assert section.notes[1].startswith("Replays that failed: 2;")
 
 

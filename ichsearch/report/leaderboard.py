@@ -52,6 +52,10 @@ COLUMNS: Final = (
     "task", *SEARCHED, "lr_factor", "lr_suggestion", "weights", "parent", "epochs", "epochs_trained", "restarted",
     "best_epoch", "seconds", "chain_seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m", "checkpoint",
 )  # fmt: skip
+WHOLE: Final = (
+    "confirmed", "batch_size", "size", "frozen_epochs", "epochs", "epochs_trained", "best_epoch", "micro_batch",
+)  # fmt: skip
+"""Columns of whole numbers, also beside rows that have none."""
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """The last four are the first four in full width, which some spreadsheets take for the same."""
 
@@ -82,7 +86,7 @@ def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
     ranking = known_ranking(folder)
     rows = [*_trial_rows(folder, ranking), *_baseline_rows(folder, ranking)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table = table.astype({"tied": "boolean", "beats_baselines": "boolean", "confirmed": "Int64"})
+    table = table.astype({"tied": "boolean", "beats_baselines": "boolean"} | dict.fromkeys(WHOLE, "Int64"))
     if not len(table):
         return table
     lower = table["metric"].iloc[0] in LOWER_IS_BETTER

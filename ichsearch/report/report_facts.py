@@ -12,7 +12,7 @@ from ichsearch.files import read_json
 from ichsearch.report.page import Column, Row, Section, Table, number, words
 from ichsearch.report.provenance import environment, read_commands
 from ichsearch.report.run_data import RunData
-from ichsearch.search.parameters import SEARCHED
+from ichsearch.search.parameters import EFFECTS, SEARCHED
 from ichsearch.search.run_folder import TrialRecord
 
 
@@ -122,5 +122,7 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
 
 def _best(data: RunData) -> Table:
     config = data.best.record.config
-    shown = {name: str(config[name]) for name in ("task", *SEARCHED, "epochs", "seed") if name in config}
+    idle = {name for name, effect in EFFECTS.items() if not effect.holds(config[effect.of])}
+    shown = {name: str(config[name]) for name in ("task", *SEARCHED, "epochs", "seed") if name not in idle}
+    shown["lr"] = f"{config['lr']:.4g}"
     return _facts(f"Best trial, {data.best.name}", shown | {"weights": data.best.record.weights})
