@@ -100,7 +100,7 @@ def predict(
     gains = smoothing_text(folder, predictor, shards_of(folder, data)) if smooth else ""
     with progress(err) as show:
         outcome = predict_folder(predictor, dicom, targets, smooth=smooth, on_progress=show)
-    for line in (gains, *outcome_text(outcome, targets)):
+    for line in (gains, *outcome_text(outcome, targets, predictor.configs[0].task)):
         if line:
             say(line)
 
@@ -116,7 +116,7 @@ def evaluate(
     trial: Trial = None,
     use_ensemble: UseEnsemble = False,
     smooth: Annotated[bool, typer.Option("--smooth", help="Average each slice with its neighbours.")] = False,
-    run_data: Annotated[Path | None, typer.Option(help="The run's own shards; only older runs need them.")] = None,
+    run_data: Annotated[Path | None, typer.Option(help="The run's own: its patients are found by image, too.")] = None,
 ) -> None:
     """Judge a run's model on labelled slices, with intervals over patients, at thresholds chosen on validation."""
     from ichsearch.deploy.evaluate import evaluate as judge

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from ichsearch.files import write_text
+from ichsearch.files import as_cell, write_text
 from ichsearch.labels import LABELS
 from ichsearch.report.baselines import baseline_intervals
 from ichsearch.report.bootstrap import MIN_PATIENTS
@@ -56,8 +56,6 @@ WHOLE: Final = (
     "confirmed", "batch_size", "size", "frozen_epochs", "epochs", "epochs_trained", "best_epoch", "micro_batch",
 )  # fmt: skip
 """Columns of whole numbers, also beside rows that have none."""
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""The last four are the first four in full width, which some spreadsheets take for the same."""
 
 
 def write_leaderboard(folder: RunFolder) -> None:
@@ -69,12 +67,6 @@ def write_leaderboard(folder: RunFolder) -> None:
 
 def _safe(value: Any) -> Any:
     return as_cell(value) if isinstance(value, str) else value
-
-
-def as_cell(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe goes before what would start one."""
-    bare = text.lstrip()
-    return f"'{text}" if bare.startswith(FORMULA_STARTS) or text[:1] in ("\t", "\r", "\n") else text
 
 
 def read_leaderboard(folder: RunFolder) -> pd.DataFrame:

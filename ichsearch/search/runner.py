@@ -13,7 +13,7 @@ from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.preprocessing import preprocessing_of
 from ichsearch.data.split import VALIDATION_FOLD, Split, make_split, open_split
 from ichsearch.errors import ConfigError, NoTrialFinishedError, StorageError
-from ichsearch.files import write_json
+from ichsearch.files import read_json, write_json
 from ichsearch.search import events
 from ichsearch.search.book import Book, Standing
 from ichsearch.search.confirm import confirm
@@ -113,13 +113,20 @@ def _search(space: Space, shards: Path, folder: RunFolder, held: Lease, began_s:
     memory_mb = warm_nodes(space.sizes(), shards, whole)
     held.check()
     save_space(space, folder.space)
-    hist_sizes = space.sizes() if "hist" in space.channels() else ()
-    write_json(folder.preprocessing, preprocessing_of(shards, hist_sizes).model_dump())
+    _keep_preprocessing(space, shards, folder)
     curves = lr_stage(space, assignment, whole, watchers)
     requests = trial_requests(space.resources, live_nodes(), seen_mb(curves), memory_mb)
     book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
     _run_trials(space, book, assignment, requests, watchers)
     return book.standing()
+
+
+def _keep_preprocessing(space: Space, shards: Path, folder: RunFolder) -> None:
+    """Note how slices were made; what trials of an earlier space saw stays known."""
+    made = preprocessing_of(shards, space.sizes() if "hist" in space.channels() else ()).model_dump()
+    known = read_json(folder.preprocessing)["hist_breaks"] if folder.preprocessing.is_file() else {}
+    breaks = {int(size): values for size, values in known.items()} | made["hist_breaks"]
+    write_json(folder.preprocessing, made | {"hist_breaks": breaks})
 
 
 def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
