@@ -21,6 +21,6 @@ gcp) left_s=25 ;;
 *) echo "the cloud must be aws or gcp, but is $cloud" >&2 && exit 2 ;;
 esac
 
-until "${cloud}_says_so"; do sleep 2; done
+until "${cloud}_says_so"; do sleep "${LOOK_EVERY_S:-2}"; done
 exec ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'spot notice' \
     --deadline-remaining-seconds "$left_s"
