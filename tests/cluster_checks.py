@@ -5,6 +5,7 @@ In: files parsed as Ray and docker parse them. Out: sentences; tests hold them a
 
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
@@ -144,6 +145,13 @@ def _setup(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _paths(line: str) -> list[str]:
     return [path for path in re.findall(r"~/ichsearch/[\w./-]+", line) if not path.startswith("~/ichsearch/venv")]
+
+
+def shell_complaints(config: Mapping[str, Any]) -> list[str]:
+    """About the commands of a file for `ray up`, as bash reads them."""
+    commands = [line for key, lines in config.items() if key.endswith("commands") for line in lines]
+    done = subprocess.run(["bash", "-n"], input="\n".join(commands), capture_output=True, text=True, check=False)
+    return done.stderr.splitlines()
 
 
 def _node_types(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

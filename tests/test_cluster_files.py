@@ -1,4 +1,4 @@
-"""The files of `cluster/` are what Ray, EC2, KubeRay and docker take, and each check complains about a wrong one."""
+"""The files of `cluster/` are what Ray, EC2 and docker take, and each check complains about a wrong one."""
 
 import http.server
 import json
@@ -6,11 +6,12 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import boto3
+import moto
 import pytest
 import yaml
 from cluster_checks import (
@@ -18,11 +19,15 @@ from cluster_checks import (
     blank_complaints,
     command_complaints,
     dockerfile_complaints,
+    filled,
     ray_up_complaints,
     readme_commands,
     readme_complaints,
+    shell_complaints,
 )
-from kubernetes_checks import kubernetes_complaints
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.util import prepare_config
+from wrong_files import GONE, changed
 
 from ichsearch.cli import app
 
@@ -30,38 +35,12 @@ RAY_UP = ("onprem", "aws", "gcp")
 KUBERNETES = sorted((CLUSTER / "kuberay").glob("*.yaml"))
 README = (CLUSTER / "README.md").read_text()
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
-GONE = object()
 
 
 @cache
 def ray_up_file(name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load((CLUSTER / f"{name}.yaml").read_text())
     return content
-
-
-@cache
-def parsed_manifests() -> str:
-    return json.dumps([document for path in KUBERNETES for document in yaml.safe_load_all(path.read_text())])
-
-
-def manifests() -> list[dict[str, Any]]:
-    return list(json.loads(parsed_manifests()))
-
-
-def changed(document: Any, path: str, value: Any) -> Any:
-    """A copy in which the value at a path of keys and numbers is another one, or gone."""
-    copy = json.loads(json.dumps(document))  # no part is shared, as the anchors of a file are
-    *parents, last = (int(key) if key.isdigit() else key for key in path.split("/"))
-    place = copy
-    for key in parents:
-        place = place[key]
-    if value is GONE:
-        del place[last]
-    elif isinstance(place, list) and last == len(place):
-        place.append(value)
-    else:
-        place[last] = value
-    return copy
 
 
 @pytest.mark.parametrize("name", RAY_UP)
@@ -138,91 +117,50 @@ def changed_file(config: Mapping[str, Any], path: str, value: Any) -> Any:
     return changed(config, path, value)
 
 
-def test_the_manifests_are_what_kubernetes_and_kuberay_take() -> None:
-    assert kubernetes_complaints(manifests()) == []
+@pytest.mark.parametrize("name", RAY_UP)
+def test_bash_takes_the_commands(name: str) -> None:
+    assert shell_complaints(ray_up_file(name)) == []
+    assert shell_complaints(changed(ray_up_file(name), "worker_start_ray_commands/1", "ray start && (sh x"))
 
 
-OPERATOR, POLICY = "NetworkPolicy:ichsearch-operator", "NetworkPolicy:ichsearch"
-RAY, JOB, CLAIM = "RayCluster:ichsearch", "RayJob:ichsearch", "PersistentVolumeClaim:ichsearch"
-HEAD_POD, POD = "spec/headGroupSpec/template/spec", "spec/workerGroupSpecs/0/template/spec"
+@pytest.mark.slow  # EC2's simulator reads all instance types
+def test_ray_starts_head_and_spot_workers_on_ec2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("HOME", str(tmp_path)), ("AWS_ACCESS_KEY_ID", "x"), ("AWS_SECRET_ACCESS_KEY", "x")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    with moto.mock_aws():
+        ec2 = boto3.resource("ec2")
+        network = ec2.create_vpc(CidrBlock="10.0.0.0/16")
+        filled_in = {
+            "subnet": network.create_subnet(CidrBlock="10.0.1.0/24").id,
+            "sg": ec2.create_security_group(GroupName="ichsearch", Description="x", VpcId=network.id).id,
+            "ami": boto3.client("ec2").describe_images()["Images"][0]["ImageId"],
+        }
+        text = json.dumps(filled(ray_up_file("aws")))
+        for kind, identifier in filled_in.items():
+            text = text.replace(f"{kind}-0123456789abcdef0", identifier)
+        for profile in ("head", "worker"):
+            boto3.client("iam").create_instance_profile(InstanceProfileName=profile)
+        config = AWSNodeProvider.fillout_available_node_types_resources(prepare_config(json.loads(text)))
+        config = AWSNodeProvider.bootstrap_config(config)
+        head, worker = (started(config, name) for name in ("head", "gpu_worker"))
+    assert [config["available_node_types"][name]["resources"].get("GPU", 0) for name in ("head", "gpu_worker")] == [
+        0,
+        1,
+    ]
+    assert [node.instance_lifecycle for node in (head, worker)] == [None, "spot"]
+    assert [node.public_ip_address for node in (head, worker)] == [None, None]
+    assert [node.iam_instance_profile["Arn"].rpartition("/")[2] for node in (head, worker)] == ["head", "worker"]
+    assert [[group["GroupId"] for group in node.security_groups] for node in (head, worker)] == [[filled_in["sg"]]] * 2
 
 
-@pytest.mark.parametrize(
-    ("kind", "path", "value", "complaint"),
-    [
-        (RAY, "apiVersion", "ray.io/v1alpha1", "RayCluster is of ray.io/v1"),
-        (RAY, "kind", "RayService", "the folder must hold"),
-        (POLICY, "apiVersion", "v1", "NetworkPolicy is of networking.k8s.io/v1"),
-        (CLAIM, "metadata/name", "other", "must be ichsearch's by its name"),
-        (RAY, "spec/rayVersion", "2.9.0", "rayVersion must be"),
-        (RAY, "spec/authOptions", GONE, "token must be asked for"),
-        (RAY, "spec/authOptions/mode", "disabled", "token must be asked for"),
-        (RAY, "spec/enableInTreeAutoscaling", False, "autoscaler must run"),
-        (RAY, "spec/autoscaling", True, "KubeRay knows no ['autoscaling']"),
-        (RAY, "spec/autoscalerOptions/minReplicas", 1, "KubeRay knows no ['minReplicas']"),
-        (RAY, "spec/autoscalerOptions/env", [], "autoscaler must not report usage"),
-        (RAY, "spec/autoscalerOptions/securityContext", {}, "autoscaler must not gain privileges"),
-        (RAY, "spec/headGroupSpec/serviceType", "LoadBalancer", "no public address"),
-        (RAY, "spec/headGroupSpec/replicas", 1, "KubeRay knows no ['replicas']"),
-        (RAY, "spec/headGroupSpec/rayStartParams", {}, "Ray would run trials on the head"),
-        (RAY, f"{HEAD_POD}/containers/0/ports/1/containerPort", 8266, "head's ports must be"),
-        (RAY, f"{HEAD_POD}/containers/0/name", "head", "KubeRay goes by the first container's name"),
-        (RAY, f"{HEAD_POD}/containers/0/resources/limits/nvidia.com~gpu", 1, "a worker needs a GPU, the others none"),
-        (RAY, "spec/workerGroupSpecs/0/replicas", 9, "replicas must lie between"),
-        (RAY, "spec/workerGroupSpecs/0/minWorkers", 9, "KubeRay knows no ['minWorkers']"),
-        (RAY, "spec/workerGroupSpecs/0/maxReplicas", "4", "Ray's autoscaler refuses it"),
-        (RAY, f"{POD}/containers/0/resources", {"limits": {"cpu": "7"}}, "one GPU a worker"),
-        (RAY, f"{POD}/containers/0/resources/requests/nvidia.com~gpu", GONE, "requested as they are limited"),
-        (RAY, f"{POD}/containers/0/resources/limits/memory", GONE, "limits for CPU and memory"),
-        (RAY, f"{POD}/containers/0/image", "x/ichsearch:latest", "one image of version"),
-        (RAY, f"{POD}/containers/0/images", "x", "no other keys"),
-        (RAY, f"{POD}/containers/0/volumeMounts/0/name", "share", "must be a volume"),
-        (RAY, f"{POD}/containers/0/env/0/value", "1", "must not report usage"),
-        (RAY, f"{POD}/containers/0/env/2/value", "/shared/cache", "node's own disk"),
-        (RAY, f"{POD}/containers/0/env/3", {"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}, "no secret"),
-        (RAY, f"{POD}/containers/0/securityContext", GONE, "must not gain privileges"),
-        (RAY, f"{POD}/securityContext/runAsUser", 0, "must not run as root"),
-        (RAY, f"{HEAD_POD}/securityContext/runAsNonRoot", False, "must not run as root"),
-        (RAY, f"{HEAD_POD}/securityContext/seccompProfile", GONE, "system calls filtered"),
-        (RAY, f"{HEAD_POD}/hostNetwork", True, "must have no ['hostNetwork']"),
-        (RAY, f"{HEAD_POD}/volumes/0/persistentVolumeClaim/claimName", "other", "claims a disk that is not there"),
-        (RAY, f"{POD}/terminationGracePeriodSeconds", 60, "longer than its drain"),
-        (RAY, f"{POD}/containers/0/env/1", {"name": "X", "value": ""}, "longer than its drain"),
-        (RAY, "spec/workerGroupSpecs/0/template/metadata/labels", {}, "the policy must select every pod"),
-        (JOB, "spec/entrypoint", "ichsearch run --spaces x --out /shared/x", "run has no --spaces"),
-        (JOB, "spec/entrypoint", "ichsearch run --space x --out /tmp/x", "folder outlives the pods"),
-        (JOB, "spec/shutdownAfterJobFinishes", False, "must go with it"),
-        (JOB, "spec/restart", 1, "KubeRay knows no ['restart']"),
-        (JOB, "spec/rayClusterSpec/rayVersion", "2.9.0", "the one of raycluster.yaml"),
-        (JOB, "spec/rayClusterSpec/suspended", True, "KubeRay knows no ['suspended']"),
-        (JOB, "spec/rayClusterSpec/workerGroupSpecs/0/minReplicas", 0, "there before its search begins"),
-        (JOB, "spec/submitterPodTemplate/metadata/labels", {}, "the policy must select every pod"),
-        (CLAIM, "spec/accessModes", ["ReadWriteOnce"], "write to the disk"),
-        (CLAIM, "spec/storageClassName", GONE, "a class and a size"),
-        (POLICY, "spec/podSelector", {}, "the policy must select every pod"),
-        (POLICY, "spec/ingress/0/from/0", {"podSelector": {}}, "reached by each other alone"),
-        (POLICY, "spec/ingress/1", {}, "reached by each other alone"),
-        (POLICY, "spec/policyTypes", ["Egress"], "about who comes in"),
-        (OPERATOR, "spec/ingress/0/ports", GONE, "the dashboard and nothing else"),
-        (OPERATOR, "spec/ingress/0/from/0/podSelector", GONE, "by namespace and label together"),
-        (OPERATOR, "spec/podSelector/matchLabels/ray.io~node-type", "worker", "reach the head alone"),
-    ],
-)  # fmt: skip
-def test_a_wrong_manifest_is_told(kind: str, path: str, value: Any, complaint: str) -> None:
-    documents = manifests()
-    number = [f"{document['kind']}:{document['metadata']['name']}" for document in documents].index(kind)
-    documents[number] = changed_manifest(documents[number], path, value)
-    complaints = kubernetes_complaints(documents)
-    assert any(complaint in found for found in complaints), complaints
-
-
-def changed_manifest(document: Any, path: str, value: Any) -> Any:
-    """As `changed`; a slash within a key is written ~."""
-    marked = json.loads(
-        json.dumps(document).replace("nvidia.com/gpu", "nvidia.com~gpu").replace("ray.io/n", "ray.io~n")
-    )
-    text = json.dumps(changed(marked, path, value))
-    return json.loads(text.replace("nvidia.com~gpu", "nvidia.com/gpu").replace("ray.io~n", "ray.io/n"))
+def started(config: Mapping[str, Any], node_type: str) -> Any:
+    """An instance, started as Ray's autoscaler does."""
+    provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+    tags = {"ray-node-type": "worker", "ray-user-node-type": node_type}
+    (instance,) = provider.create_node(config["available_node_types"][node_type]["node_config"], tags, 1).values()
+    instance.reload()
+    return instance
 
 
 @pytest.mark.parametrize(
@@ -363,10 +301,3 @@ def test_a_spot_notice_is_of_a_cloud_that_is_known() -> None:
         ["sh", str(CLUSTER / "spot_notice.sh"), "azure"], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (2, "the cloud must be aws or gcp, but is azure\n")
-
-
-def test_the_checks_leave_the_files_alone() -> None:
-    before = manifests()
-    after = deepcopy(before)
-    kubernetes_complaints(after)
-    assert after == before
