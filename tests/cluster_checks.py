@@ -190,7 +190,8 @@ def _workers(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} must be a spot machine"
         if not GPU_MACHINES[config["provider"]["type"]].match(_machine(worker)):
             yield f"{name} must have a GPU, but {_machine(worker)} has none"
-        if not any("spot_notice.sh" in line for line in config.get("worker_start_ray_commands", [])):
+        notice = f"RAY_ADDRESS=$RAY_HEAD_IP:6379 setsid sh ~/ichsearch/spot_notice.sh {config['provider']['type']} "
+        if not any(notice in line for line in config.get("worker_start_ray_commands", [])):
             yield f"nothing tells {name} that the cloud will take it"
 
 

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any
 import boto3
 import moto
 import pytest
+import ray
 import yaml
 from cluster_checks import (
     CLUSTER,
@@ -25,11 +27,16 @@ from cluster_checks import (
     readme_complaints,
     shell_complaints,
 )
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config
+from ray.experimental.internal_kv import _internal_kv_get
 from wrong_files import GONE, changed
 
 from ichsearch.cli import app
+from ichsearch.errors import ConfigError
+from ichsearch.search.resources import trial_request
+from ichsearch.search.sections import Resources
 
 RAY_UP = ("onprem", "aws", "gcp")
 KUBERNETES = sorted((CLUSTER / "kuberay").glob("*.yaml"))
@@ -301,3 +308,27 @@ def test_a_spot_notice_is_of_a_cloud_that_is_known() -> None:
         ["sh", str(CLUSTER / "spot_notice.sh"), "azure"], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (2, "the cloud must be aws or gcp, but is azure\n")
+
+
+def test_a_search_that_finds_the_head_alone_is_refused() -> None:
+    (head,) = {json.dumps(ray_up_file(name)["available_node_types"]["head"]["resources"]) for name in ("aws", "gcp")}
+    offered = {name: amount for name, amount in json.loads(head).items() if amount}  # Ray leaves zeros out
+    with pytest.raises(ConfigError, match="a node must have room for a trial of 1 CPUs"):
+        trial_request(Resources(), [{**offered, "memory": 1e9, "node:__internal_head__": 1.0}])
+
+
+def asked_for() -> Any:
+    """What the autoscaler is asked to keep ready."""
+    return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"null")
+
+
+def test_gpus_are_asked_for_and_let_go(ray_local: Path) -> None:  # noqa: ARG001 - the cluster that is asked
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, str(CLUSTER / "gpus.py")]
+    with subprocess.Popen([*command, "2"], env=environment, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout and waiting.stdout.readline() == "0 of 2 GPUs\n"
+        assert asked_for() == [{"GPU": 1}] * 2
+        done = subprocess.run([*command, "0"], env=environment, capture_output=True, text=True, check=True, timeout=120)
+        waiting.terminate()
+    assert done.stdout == "0 of 0 GPUs\n"
+    assert asked_for() == []
