@@ -322,6 +322,7 @@ def asked_for() -> Any:
     return json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or b"null")
 
 
+@pytest.mark.slow  # starts two drivers on a cluster
 def test_gpus_are_asked_for_and_let_go(ray_local: Path) -> None:  # noqa: ARG001 - the cluster that is asked
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, str(CLUSTER / "gpus.py")]
