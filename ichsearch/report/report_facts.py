@@ -88,11 +88,14 @@ def _data_facts(data: RunData) -> dict[str, str]:
     split = _split(data)
     folds = Counter(split.patients.values())
     train = sum(count for fold, count in folds.items() if fold > VALIDATION_FOLD)
-    facts = {
-        "fingerprint of the shards": split.fingerprint,
+    dealt = {
         "patients to train on": f"{train:,}",
         "patients to validate on": f"{folds[VALIDATION_FOLD]:,}",
         "patients of the test fold": f"{folds[TEST_FOLD]:,}",
+    }
+    facts = {
+        "fingerprint of the shards": split.fingerprint,
+        **({"split": "by slice, LEAKY: the same patients on both sides"} if split.leaks else dealt),
         "seed of the split": str(split.seed),
         "too rare to be judged": ", ".join(f"{name} ({count} patients)" for name, count in split.unreliable.items())
         or "none",
