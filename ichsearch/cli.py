@@ -203,7 +203,7 @@ def validate(
 
     path = find_space(space)
     if is_paper(path):
-        spaces = [run.space for run in load_paper(path, option or ()).runs]
+        spaces = [run.space for run in load_paper(path, option or ()).runs if not run.leaky]
     else:
         spaces = [load_space(path, option or (), may_leak=False)]
     for loaded in spaces:

@@ -40,8 +40,8 @@ COLUMNS: Final = (
     Column("paper", "the accuracy that it reports, of a leaky split"),
     Column("accuracy", "correct bits over all bits at probability 0.5, on the validation patients"),
     Column(INTERVAL, "interval over resampled patients; upright line: predicting nothing"),
-    Column("predicting nothing", "accuracy of no haemorrhage anywhere, on the same slices"),
-    Column("gain over nothing", "accuracy minus that"),
+    Column("nothing", "accuracy of predicting no haemorrhage anywhere, on the same slices"),
+    Column("gain", "accuracy minus that"),
     Column(LEAKY, "accuracy of the same run with the paper's split: slices of one patient on both sides", words=True),
     Column("AUROC", "of any haemorrhage, or the mean over subtypes"),
     Column("slices", "of the validation patients"),
@@ -232,7 +232,7 @@ def _split(plan: Plan) -> str:
     twins = ", ".join(run.entry for run in plan.runs if run.leaky) or "no run"
     return (
         "The paper split by slice, so slices of one patient stand on both sides. Here patients are split. To show what "
-        f"the leak does, {twins} run a second time split by slice, marked {LEAKY}; more would cost what the runs cost."
+        f"the leak does, these run a second time by slice, marked {LEAKY}: {twins}; more would cost what the runs cost."
     )
 
 

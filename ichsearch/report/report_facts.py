@@ -73,6 +73,8 @@ def provenance(data: RunData, commands: Sequence[str]) -> Section:
 
 def _again(data: RunData) -> str:
     """The command that makes the same search; a phantom cohort is drawn anew."""
+    if data.folder.leaks:
+        return "ichsearch run --space PAPER_FILE --data SHARDS --out NEW_FOLDER   # a space of its own may not leak"
     if data.folder.phantom.is_dir():
         return "ichsearch run --space space.yaml --out NEW_FOLDER"
     return (

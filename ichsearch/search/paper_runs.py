@@ -79,6 +79,8 @@ def run_paper(
     """
     root = root.resolve()
     _refuse_foreign(root)
+    if data is not None:
+        read_manifest(data)  # before anything is written
     watchers.tell(events.connecting(address))
     with lease(root), ray_session(address):
         first = paper.runs[0].space
