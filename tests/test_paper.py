@@ -178,7 +178,7 @@ def test_options_reach_all_runs_or_one(tmp_path: Path) -> None:
 def test_a_space_of_ones_own_may_not_leak(tmp_path: Path) -> None:
     path = write_space(tmp_path, f"{SMALL}split: slice\n")
     assert load_space(path).split == "slice", "a run of a paper file is read back"
-    with pytest.raises(ConfigError, match=r"space.yaml:17: split: .*say patient \(only a run of a paper file"):
+    with pytest.raises(ConfigError, match=r"space.yaml:18: split: .*say patient \(only a run of a paper file"):
         load_space(path, may_leak=False)
     for verb in (["run", "--space", path, "--out", tmp_path / "run"], ["validate", path]):
         assert ichsearch(*verb).code == 4
