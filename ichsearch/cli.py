@@ -283,7 +283,9 @@ def report(
 
 @app.command()
 def run(
-    space: Annotated[str, typer.Option(help="A space file, or a shipped one: quickstart.yaml.")],
+    space: Annotated[
+        str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml, paper.yaml.")
+    ],
     data: Annotated[Path | None, typer.Option(help="Folder of shards; without it a phantom cohort is made.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<space's name>.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
