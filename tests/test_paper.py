@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from ichsearch.data.split import make_split
 from ichsearch.deploy.models import load_predictor
 from ichsearch.errors import ConfigError
 from ichsearch.files import read_json, write_json
+from ichsearch.report import bootstrap
 from ichsearch.report.paper_page import PAGE, write_paper
 from ichsearch.report.paper_results import differences, judged_runs
 from ichsearch.report.report import policy
@@ -83,6 +85,14 @@ class Ran(NamedTuple):
         return ichsearch(
             "run", "--json", "--space", self.file, "--data", self.shards, "--out", self.root, "--scale", "0.5"
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """What is tested here is who is compared with whom, not intervals."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bootstrap, "RESAMPLES", 200)
+        yield
 
 
 @pytest.fixture(scope="module")

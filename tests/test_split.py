@@ -188,7 +188,7 @@ def test_a_split_by_slice_deals_images_and_says_that_it_leaks(table: pd.DataFram
     assert np.bincount(folds, minlength=FOLDS).min() > 0
     assert np.array_equal(split.fold_of(table.iloc[::-1])[::-1], folds)
     assert open_split(tmp_path / "split.json", table, "data", 0, "slice") == split
-    with pytest.raises(ConfigError, match="otherwise"):
+    with pytest.raises(ConfigError, match="another seed or unit"):
         open_split(tmp_path / "split.json", table, "data", 0)
 
 

@@ -180,5 +180,5 @@ def open_split(path: Path, table: pd.DataFrame, fingerprint: str, seed: int, by:
         return split
     split = Split.model_validate(read_json(path))
     if (split.fingerprint, split.seed, split.by) != (fingerprint, seed, by):
-        raise ConfigError(f"{path} splits other data, otherwise, or has another seed; give another --out")
+        raise ConfigError(f"{path} splits other data or has another seed or unit; give another --out")
     return split
