@@ -273,10 +273,15 @@ def report(
     data: Annotated[Path | None, typer.Option(help="The run's folder of shards, for what shows slices.")] = None,
 ) -> None:
     """Draw what a run has found: one HTML page for any browser, offline."""
+    from ichsearch.report.paper_page import write_paper
     from ichsearch.report.report import shards_of, write_report
+    from ichsearch.search.paper_runs import PLAN
     from ichsearch.search.run_folder import RunFolder
 
     folder = RunFolder(run_folder.resolve())
+    if (folder.root / PLAN).is_file():
+        say(f"{write_paper(folder.root, data).page}: open it in a browser")
+        return
     page = write_report(folder, shards_of(folder, data), [shlex.join(_command())])
     say(f"{page}: open it in a browser")
 

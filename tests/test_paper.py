@@ -319,6 +319,9 @@ def test_the_same_command_trains_nothing_twice(ran: Ran) -> None:
     assert not done.of("started")
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert (ran.root / PAGE).is_file()
+    (ran.root / PAGE).unlink()
+    assert ichsearch("report", ran.root, "--data", ran.shards).code == 0
+    assert (ran.root / PAGE).is_file()
     refused = ichsearch("run", "--space", ran.file, "--data", ran.shards, "--out", ran.root)
     assert refused.code == 4
     assert "holds other runs (scale, runs differ)" in refused.said

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from ichsearch.data.split import LEAKY
+from ichsearch.errors import ConfigError
 from ichsearch.files import write_text
 from ichsearch.labels import ANY
 from ichsearch.report.baselines import baseline_intervals
@@ -22,7 +23,8 @@ from ichsearch.report.paper_results import ACCURACY, Difference, Judged, differe
 from ichsearch.report.provenance import environment, read_commands
 from ichsearch.report.report import render_page
 from ichsearch.report.scales import Scale, linear
-from ichsearch.search.paper_runs import Plan, not_reproduced, read_plan
+from ichsearch.search.default_data import SHARDS
+from ichsearch.search.paper_runs import PHANTOM, Plan, not_reproduced, read_plan
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.shards.manifest import Manifest, read_manifest
 from ichsearch.shards.metadata import lost_to_filter
@@ -57,13 +59,21 @@ class PaperResult(NamedTuple):
     verdict: list[str]
 
 
-def write_paper(root: Path, shards: Path) -> PaperResult:
+def write_paper(root: Path, data: Path | None) -> PaperResult:
     """Draw the page of a paper's folder and write its table; what has not finished is shown as that.
 
+    Args:
+        root: the folder.
+        data: the shards that its runs are on; None for those of its own phantom cohort.
+
     Raises:
+        ConfigError: these are others.
         DataError: a run's predictions, or the shards, cannot be read.
     """
-    plan, manifest = read_plan(root), read_manifest(shards)
+    plan, shards = read_plan(root), data or root / PHANTOM / SHARDS
+    manifest = read_manifest(shards)
+    if manifest.fingerprint != plan.fingerprint:
+        raise ConfigError("--data must be the shards that the paper's runs are on, but holds others; name those")
     judged = judged_runs(root, plan)
     table, pairs = write_csv(root, plan, judged), differences(judged)
     verdict = [*_not_reproduced(plan, manifest), *_verdict(judged, pairs)]
