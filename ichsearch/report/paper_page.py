@@ -36,6 +36,7 @@ COLUMNS: Final = (
     Column("run", words=True),
     Column("backbone", words=True),
     Column("weights", "what the backbone started from", words=True),
+    Column("precision", "auto: float32 on a CPU, bfloat16 or float16 on a GPU", words=True),
     Column("batch", "in the paper → here, where they differ"),
     Column("epochs", "in the paper → here, where they differ"),
     Column("px", "of an image's side, in the paper → here"),
@@ -158,7 +159,8 @@ def _row(row: dict[Any, Any], scale: Scale) -> Row:
     cells = [
         words(row["run"]),
         words(row["backbone"] if row["status"] == "finished" else row["status"]),
-        words(row["weights"]),
+        words(str(row["weights"] or "").partition(" (")[0]),
+        words(row["precision"]),
         *(_changed(row[f"{name}_paper"], row[name]) for name in ("batch_size", "epochs", "size")),
         number(row["reported"], ".4f"),
         number(row["accuracy"]),
