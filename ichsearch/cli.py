@@ -303,9 +303,7 @@ def run(
         float | None, typer.Option("--device-hours", help="Budget summed over trials, instead of the space's.")
     ] = None,
     extend: Annotated[bool, typer.Option(help="Go on with a run though trials or the space have changed.")] = False,
-    scale: Annotated[
-        float | None, typer.Option(help="Of paper.yaml: shorter, smaller; no reproduction.", min=0.01, max=1)
-    ] = None,
+    scale: Annotated[float | None, typer.Option(min=0.01, max=1, help="Of paper.yaml: shorter and smaller.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object an event on stdout, lines on stderr.")] = False,
 ) -> None:
     """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
@@ -330,8 +328,7 @@ def run(
         if said or extend:
             raise ConfigError(f"{path.name} says itself how long its runs are; leave out --trials, --time and --extend")
         paper = load_paper(path, option or (), scale or 1.0)
-        root = folder or Path("runs") / paper.name
-        run_paper_file(paper, data, root, address=address, as_json=as_json, command=_command())
+        run_paper_file(paper, data, folder, address=address, as_json=as_json, command=_command())
         return
     if scale is not None:
         raise ConfigError(f"--scale is for a paper file, but {path.name} is a space; lower its epochs and size with -o")

@@ -28,9 +28,10 @@ from ichsearch.search.stages import Watchers
 
 
 def run_paper_file(
-    paper: Paper, data: Path | None, root: Path, *, address: str | None, as_json: bool, command: Sequence[str]
+    paper: Paper, data: Path | None, folder: Path | None, *, address: str | None, as_json: bool, command: Sequence[str]
 ) -> None:
-    """Run a paper file, or go on with it, and print what it came to."""
+    """Run a paper file, or go on with it, and print what it came to; without `folder` in runs/<its name>."""
+    root = folder or Path("runs") / paper.name
     printer = RunPrinter(out, err, command, as_json=as_json)
 
     def ended(outcome: Outcome) -> None:
