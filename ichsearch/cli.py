@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from ichsearch import __version__, cli_deploy
 from ichsearch.cli_console import err, out, say
@@ -19,7 +18,7 @@ from ichsearch.cli_exit import exit_codes
 from ichsearch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from ichsearch.shards.manifest import Manifest
+    pass
 
 app = typer.Typer(
     name="ichsearch",
@@ -92,6 +91,7 @@ def preprocess(
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
 ) -> None:
     """Turn a folder of DICOM files into Parquet shards of slices in Hounsfield units."""
+    from ichsearch.cli_counts import print_counts
     from ichsearch.cli_progress import progress
     from ichsearch.shards.preprocess import preprocess as run
 
@@ -111,7 +111,7 @@ def preprocess(
     except KeyboardInterrupt:
         say("stopped; the shards that are whole are kept, and the same command goes on")
         raise
-    _print_counts(manifest)
+    print_counts(manifest)
     say(f"shards in {shards}")
     if "://" not in shards:
         there, name = shlex.quote(shards), shlex.quote(Path(shards).absolute().name)
@@ -136,37 +136,6 @@ def inspect(
     shards = disk_path(location).resolve()
     page = write_inspection(shards, shards / "inspect" if folder is None else disk_path(folder))
     say(f"{page}: open it in a browser")
-
-
-def _print_counts(manifest: "Manifest") -> None:
-    from rich.table import Table
-
-    from ichsearch.shards.accounting import quarantine_list_path
-
-    counts = manifest.counts
-    table = Table("files", "count", title="every file accounted for")
-    table.columns[1].justify = "right"
-    for name in ("ok", "duplicate", "quarantined"):
-        table.add_row(name, str(getattr(counts, name)))
-    for reason, number in counts.reasons.items():
-        table.add_row(f"  {escape(reason)}", str(number), style="dim")
-    table.add_row("found", str(counts.found), style="bold")
-    out.print(table)
-    positives = ", ".join(f"{label} {number}" for label, number in counts.positives.items())
-    say(
-        f"{counts.patients} patients, {counts.studies} studies, {counts.series} series; "
-        f"{counts.labelled} slices labelled, {counts.ok - counts.labelled} not; positive: {positives}"
-    )
-    if manifest.label_level not in (None, "slice"):
-        say(f"labels are given per {manifest.label_level}: every slice of a positive one counts as positive")
-    if counts.labels_without_file:
-        say(f"labels without a file: {counts.labels_without_file}")
-    if counts.patients_unknown:
-        say(f"without PatientID, the study counting as patient: {counts.patients_unknown}")
-    if counts.fixed_wrap:
-        say(f"signed values written as unsigned, mended (fix_pxrepr): {counts.fixed_wrap}")
-    if counts.quarantined:
-        say(f"which file is which (private): {quarantine_list_path(manifest.settings)}")
 
 
 @app.command("lr-find")
@@ -227,17 +196,23 @@ def validate(
     probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Measure what a trial takes here.")] = True,
 ) -> None:
     """Check a space file; print what it resolves to, how large it is, and what its trials would cost here."""
+    from ichsearch.search.paper import is_paper, load_paper
     from ichsearch.search.resolved import as_text
     from ichsearch.search.space_file import find_space, load_space
     from ichsearch.search.validate import costs, count_slices, summary
 
-    loaded = load_space(find_space(space), option or ())
-    counts = count_slices(loaded, data) if data else None
-    say(as_text(loaded))
-    for line in summary(loaded):
-        say(line)
-    for line in costs(loaded, counts) if probe else ():
-        say(line)
+    path = find_space(space)
+    if is_paper(path):
+        spaces = [run.space for run in load_paper(path, option or ()).runs if not run.leaky]
+    else:
+        spaces = [load_space(path, option or (), may_leak=False)]
+    for loaded in spaces:
+        counts = count_slices(loaded, data) if data else None
+        say(as_text(loaded))
+        for line in summary(loaded):
+            say(line)
+        for line in costs(loaded, counts) if probe else ():
+            say(line)
 
 
 @app.command()
@@ -298,17 +273,24 @@ def report(
     data: Annotated[Path | None, typer.Option(help="The run's folder of shards, for what shows slices.")] = None,
 ) -> None:
     """Draw what a run has found: one HTML page for any browser, offline."""
+    from ichsearch.report.paper_page import write_paper
     from ichsearch.report.report import shards_of, write_report
+    from ichsearch.search.paper_runs import PLAN
     from ichsearch.search.run_folder import RunFolder
 
     folder = RunFolder(run_folder.resolve())
+    if (folder.root / PLAN).is_file():
+        say(f"{write_paper(folder.root, data).page}: open it in a browser")
+        return
     page = write_report(folder, shards_of(folder, data), [shlex.join(_command())])
     say(f"{page}: open it in a browser")
 
 
 @app.command()
 def run(
-    space: Annotated[str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml.")],
+    space: Annotated[
+        str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml, paper.yaml.")
+    ],
     data: Annotated[Path | None, typer.Option(help="Folder of shards; without it a phantom cohort is made.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/<space's name>.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
@@ -321,10 +303,12 @@ def run(
         float | None, typer.Option("--device-hours", help="Budget summed over trials, instead of the space's.")
     ] = None,
     extend: Annotated[bool, typer.Option(help="Go on with a run though trials or the space have changed.")] = False,
+    scale: Annotated[float | None, typer.Option(min=0.01, max=1, help="Of paper.yaml: shorter and smaller.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object an event on stdout, lines on stderr.")] = False,
 ) -> None:
     """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
     from ichsearch.cli_events import RunPrinter
+    from ichsearch.cli_paper import run_paper_file
     from ichsearch.cli_progress import progress
     from ichsearch.report.confirmation import confirmation_text
     from ichsearch.report.leaderboard import write_leaderboard
@@ -332,6 +316,7 @@ def run(
     from ichsearch.report.provenance import noting
     from ichsearch.report.report import drawn_at_the_end
     from ichsearch.report.summary import summarise, summary_text
+    from ichsearch.search.paper import is_paper, load_paper
     from ichsearch.search.run_folder import RunFolder
     from ichsearch.search.runner import run_search
     from ichsearch.search.space_file import find_space, load_space
@@ -339,7 +324,15 @@ def run(
 
     given = {"trials": trials, "time": time, "device_hours": device_hours}
     said = [f"{name}={value}" for name, value in given.items() if value is not None]
-    loaded = load_space(find_space(space), [*(option or ()), *said])
+    if is_paper(path := find_space(space)):
+        if said or extend:
+            raise ConfigError(f"{path.name} says itself how long its runs are; leave out --trials, --time and --extend")
+        paper = load_paper(path, option or (), scale or 1.0)
+        run_paper_file(paper, data, folder, address=address, as_json=as_json, command=_command())
+        return
+    if scale is not None:
+        raise ConfigError(f"--scale is for a paper file, but {path.name} is a space; lower its epochs and size with -o")
+    loaded = load_space(path, [*(option or ()), *said], may_leak=False)
     target = folder or Path("runs") / loaded.name
     leaderboard, command = RunFolder(target).leaderboard, _command()
     printer = RunPrinter(out, err, command, as_json=as_json)

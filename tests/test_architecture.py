@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ichsearch"
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 ROOMS = ("phantom", "dicom", "shards", "data", "model", "train", "search", "report", "deploy")
 LEAVES = ("", "labels", "errors", "files", "locations", "storage")
-TOP = ("cli", "cli_console", "cli_deploy", "cli_events", "cli_exit", "cli_progress")
+TOP = ("cli", "cli_console", "cli_counts", "cli_deploy", "cli_events", "cli_exit", "cli_paper", "cli_progress")
 ONLY_IN = {"pydicom": {"dicom", "phantom"}, "optuna": {"search"}, "ray": {"shards", "search"}}
 
 

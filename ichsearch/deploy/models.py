@@ -163,6 +163,7 @@ def predictor_of(
     exact: bool = False,
 ) -> Predictor:
     """The predictor of some trials, each with its weight in the mean; see `load_predictor`."""
+    _refuse_leaky(folder)
     device = device or pick_device()
     configs = [config_of(folder, trial) for trial in trials]
     preprocessing = run_preprocessing(folder, shards, configs)
@@ -188,10 +189,19 @@ def best_trial(folder: RunFolder) -> str:
     """The trial with the best score."""
     if not folder.space.is_file():
         raise ConfigError(f"RUN must be the folder of a run, but {folder.root} is none; give --out of `ichsearch run`")
+    _refuse_leaky(folder)
     best = best_trials(folder, load_space(folder.space).metric, top=1)
     if not best:
         raise NoTrialFinishedError(f"a model needs a finished trial, but {folder.root} has none; go on with the run")
     return best[0]
+
+
+def _refuse_leaky(folder: RunFolder) -> None:
+    if folder.leaks:
+        raise ConfigError(
+            f"a model is judged on patients that it has not seen, but the split of {folder.root} is leaky: by slice; "
+            "take the run by patient beside it"
+        )
 
 
 def with_weights(folder: RunFolder) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from ichsearch.data.split import LEAKY
 from ichsearch.files import as_cell, write_text
 from ichsearch.labels import LABELS
 from ichsearch.report.baselines import baseline_intervals
@@ -42,6 +43,7 @@ BOUNDED: Final = (
 )  # fmt: skip
 """Metrics that have columns for their interval; those of the others stand in the trial's statistics.json."""
 BASELINE: Final = "baseline"
+BY_SLICE: Final = f"slice, {LEAKY}"
 UNREADABLE: Final = "predictions cannot be read"
 """The reason why a finished trial has no place."""
 COLUMNS: Final = (
@@ -49,8 +51,9 @@ COLUMNS: Final = (
     "difference", "difference_low", "difference_high", "p_holm", "tied", "beats_baselines",
     "confirmed", "confirmed_mean", "confirmed_sd", "test_score", "test_low", "test_high",
     *(column for name in METRICS for column in ((name, f"{name}_low", f"{name}_high") if name in BOUNDED else (name,))),
-    "task", *SEARCHED, "lr_factor", "lr_suggestion", "weights", "parent", "epochs", "epochs_trained", "restarted",
-    "best_epoch", "seconds", "chain_seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m", "checkpoint",
+    "task", "split", *SEARCHED, "lr_factor", "lr_suggestion", "weights", "parent", "epochs", "epochs_trained",
+    "restarted", "best_epoch", "seconds", "chain_seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m",
+    "checkpoint",
 )  # fmt: skip
 WHOLE: Final = (
     "confirmed", "batch_size", "size", "frozen_epochs", "epochs", "epochs_trained", "best_epoch", "micro_batch",
@@ -77,7 +80,8 @@ def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
     """
     ranking = known_ranking(folder)
     rows = [*_trial_rows(folder, ranking), *_baseline_rows(folder, ranking)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    split = {"split": BY_SLICE if folder.leaks else "patient"}
+    table = pd.DataFrame([row | split for row in rows], columns=list(COLUMNS))
     table = table.astype({"tied": "boolean", "beats_baselines": "boolean"} | dict.fromkeys(WHOLE, "Int64"))
     if not len(table):
         return table

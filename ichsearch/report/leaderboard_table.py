@@ -11,7 +11,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from ichsearch.report.leaderboard import BASELINE
+from ichsearch.data.split import LEAKY
+from ichsearch.report.leaderboard import BASELINE, BY_SLICE
 
 NOTHING: Final = ""
 HEADINGS: Final = ("rank", "trial", "backbone", "{metric}", "95 %", "minus best", "p (Holm)", "beats rules")
@@ -25,6 +26,7 @@ LEAST_P: Final = 0.001
 def as_table(board: pd.DataFrame, more: Sequence[str] = ()) -> Table:
     """The leaderboard as a table; `more` names columns of numbers to be shown too."""
     metric = str(board["metric"].iloc[0]) if len(board) else "score"
+    metric = f"{LEAKY} {metric}" if (board["split"] == BY_SLICE).any() else metric
     confirmed = (name for name in CONFIRMED if board[name].notna().any())
     shown = list(dict.fromkeys([*more, *confirmed, *ALWAYS]))
     table = Table(*(escape(heading.format(metric=metric)) for heading in HEADINGS), box=SIMPLE, pad_edge=False)

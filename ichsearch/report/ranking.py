@@ -62,7 +62,9 @@ class Ranking(_Frozen):
     best: str = Field(description="the trial with the best score")
     slices: int
     patients: int
-    reliable: bool = Field(description="enough patients for intervals to mean something; else nobody beats anybody")
+    reliable: bool = Field(
+        description="new patients, enough for intervals to mean something; else nobody beats anybody"
+    )
     trials: dict[str, Ranked]
     baselines: dict[str, Ranked]
     unreadable: tuple[str, ...] = Field(description="finished trials that are not ranked: damaged predictions")
@@ -82,6 +84,7 @@ class _Judged(NamedTuple):
     best: str
     slices: int
     patients: int
+    leaks: bool
     trials: dict[str, Resampled]
     baselines: dict[str, Resampled]
 
@@ -179,6 +182,7 @@ def _judged(folder: RunFolder, trials: Sequence[str], best: str, metric: Metric)
         best=best,
         slices=len(reference.slices),
         patients=len(reference.patients),
+        leaks=folder.leaks,
         trials={trial: judge(folder.trial(trial) / PREDICTIONS) for trial in trials},
         baselines={name: judge(folder.baseline(name)) for name in RULES if folder.baseline(name).is_file()},
     )
@@ -194,7 +198,7 @@ def _require_same_slices(predictions: Predictions, reference: Predictions, path:
 
 def _ranking(key: str, judged: _Judged, unreadable: tuple[str, ...]) -> Ranking:
     names = list(judged.trials)
-    reliable = judged.patients >= MIN_PATIENTS
+    reliable = judged.patients >= MIN_PATIENTS and not judged.leaks
     pairs = pairwise_p(list(judged.trials.values()), judged.patients)
     corrected = holm(pairs)
     at = names.index(judged.best)

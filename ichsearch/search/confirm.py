@@ -91,6 +91,11 @@ def confirm_run(
     if not (folder.space.is_file() and folder.split.is_file()):
         raise ConfigError(f"RUN must be the folder of a run, but {folder.root} is none; give --out of `ichsearch run`")
     space = load_space(folder.space)
+    if space.split == "slice":
+        raise ConfigError(
+            f"a confirmation needs a fold of new patients, but the split of {folder.root} is leaky: by slice; confirm "
+            "a run that is split by patient"
+        )
     _require_finished(folder, space)
     if data is None and not folder.phantom.is_dir():
         raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")

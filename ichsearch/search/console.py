@@ -14,6 +14,7 @@ from ichsearch.labels import ANY
 from ichsearch.search.book import Standing, Started
 from ichsearch.search.durations import UNITS_S, duration_text
 from ichsearch.search.openings import Opening
+from ichsearch.search.paper import Paper, PaperRun
 from ichsearch.search.resources import Request
 from ichsearch.search.run_folder import ReplayRecord
 from ichsearch.search.sections import Confirm
@@ -73,7 +74,8 @@ def data_parts(slices: SliceSet, split: Split) -> list[Part]:
 def data_summary(parts: list[Part], slices: SliceSet, split: Split) -> str:
     """How many slices and patients each part has, and which labels are too rare."""
     shown = [f"{part.name} {part.slices} ({part.patients} patients, {part.positive} {ANY})" for part in parts]
-    text = f"slices by patient: {', '.join(shown)}"
+    how = "slices by slice, LEAKY (the same patients on both sides)" if split.leaks else "slices by patient"
+    text = f"{how}: {', '.join(shown)}"
     if unknown := int((~slices.table["patient_known"]).sum()):
         text += f"\n{unknown} slices have no PatientID: their study counts as the patient"
     if slices.streams:
@@ -204,6 +206,24 @@ def test_fold(openings: Sequence[Opening], *, is_opening: bool) -> str:
     )
     warning = f"{times}, first on {before[0].when:%Y-%m-%d}: whoever chooses since then may have looked"
     return f"{now}\n{warning}" if is_opening else warning
+
+
+def paper_opening(paper: Paper, folder: Path, why: Sequence[str]) -> str:
+    """Which runs these are, and why they are no reproduction."""
+    twins = _count(sum(run.leaky for run in paper.runs), "of them leaky twin")
+    lines = [f"{paper.name} in {folder}: {_count(len(paper.runs), 'run')} one after the other, {twins}"]
+    return "\n".join([*lines, *(["NO REPRODUCTION"] if why else []), *(f"  {reason}" for reason in why)])
+
+
+def paper_run_line(run: PaperRun, number: int, runs: int) -> str:
+    """Which run comes next, and what the scale makes of it."""
+    changed = [
+        f"{name.replace('_', ' ')} {there} → {here}"
+        for name, there, here in zip(run.paper._fields, run.paper, run.here, strict=True)
+        if there != here
+    ]
+    leak = " · LEAKY split by slice" if run.leaky else ""
+    return f"run {number} of {runs}: {run.name}{leak}" + "".join(f" · {change}" for change in changed)
 
 
 def closing(standing: Standing, leaderboard: Path, more: str) -> str:

@@ -7,7 +7,8 @@ Each object stands on a line of its own and says in `event` what it is; times ar
 - `connecting`: `address` asked for (null: `RAY_ADDRESS`, else this machine); Ray takes some seconds;
 - `opened`: `run`, `folder`, `trials` and `epochs` as asked for, `dashboard` (address of Ray's; "" without one);
 - `resumed`: `done`, `trials` (an earlier start of this run left so many);
-- `data`: `training`, `validation`, `test`, each with `slices`, `patients`, `positive` (slices with haemorrhage);
+- `data`: `training`, `validation`, `test`, each with `slices`, `patients`, `positive` (slices with haemorrhage), and
+  `leaky` (split by slice: the same patients on both sides);
 - `weights`: `origins`, of each backbone what it starts from;
 - `lr_stage`: `count` of learning rates that are about to be found;
 - `lr`: `backbone`, `batch_size`, `size`, `channels`, `lr`, `fallback` (the curve suggested nothing), `failure`;
@@ -20,6 +21,8 @@ Each object stands on a line of its own and says in `event` what it is; times ar
   `total`;
 - `test_fold`: `opening` (it is opened now, and that was noted), `openings` (how many times so far), `first` and `last`
   (when), `trials` (of the last);
+- `paper`: `name`, `folder`, `runs` (names, in order), `scale`, `reproduction` (whether it may be one), `why` not;
+- `paper_run`: `run`, `number`, `runs`, `leaky`, `reported` (the paper's accuracy); the events of that run follow;
 - `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path), `metric`, and how the run stands
   unless it ended before that was known (a confirmation never says it); `exit_code` is 130 for an interrupted run,
   `reason` the message of a failure.
@@ -40,6 +43,7 @@ from ichsearch.data.split import Split
 from ichsearch.search import console
 from ichsearch.search.book import Standing, Started
 from ichsearch.search.openings import Opening
+from ichsearch.search.paper import Paper, PaperRun
 from ichsearch.search.resources import Request
 from ichsearch.search.run_folder import ReplayRecord
 from ichsearch.search.sections import Confirm
@@ -49,7 +53,7 @@ from ichsearch.train.trial import TrialResult
 
 Kind = Literal[
     "connecting", "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "finished", "failed",
-    "confirming", "replayed", "test_fold", "done",
+    "confirming", "replayed", "test_fold", "paper", "paper_run", "done",
 ]  # fmt: skip
 
 
@@ -89,7 +93,7 @@ def data(slices: SliceSet, split: Split) -> Event:
     """What the run trains and judges on."""
     parts = console.data_parts(slices, split)
     facts = {part.name: {"slices": part.slices, "patients": part.patients, "positive": part.positive} for part in parts}
-    return Event("data", console.data_summary(parts, slices, split), facts)
+    return Event("data", console.data_summary(parts, slices, split), {**facts, "leaky": split.leaks})
 
 
 def weights(origins: dict[str, str]) -> Event:
@@ -153,6 +157,19 @@ def test_fold(openings: Sequence[Opening], *, is_opening: bool) -> Event:
     facts = {"opening": is_opening, "openings": len(openings), "trials": last.trials}
     facts |= {"first": first.when.isoformat(), "last": last.when.isoformat()}
     return Event("test_fold", console.test_fold(openings, is_opening=is_opening), facts)
+
+
+def paper(runs: Paper, folder: Path, why: Sequence[str]) -> Event:
+    """The runs of a paper begin or go on; `why` they are no reproduction."""
+    names = [run.name for run in runs.runs]
+    facts = {"name": runs.name, "folder": str(folder), "runs": names, "scale": runs.scale}
+    return Event("paper", console.paper_opening(runs, folder, why), {**facts, "reproduction": not why, "why": [*why]})
+
+
+def paper_run(run: PaperRun, number: int, runs: int) -> Event:
+    """The next run of a paper."""
+    facts = {"run": run.name, "number": number, "runs": runs, "leaky": run.leaky, "reported": run.reported}
+    return Event("paper_run", console.paper_run_line(run, number, runs), facts)
 
 
 def finished(leaderboard: Path, metric: str, standing: Standing, more: str) -> Event:

@@ -46,7 +46,9 @@ from ichsearch.search.worker import Assignment, trainable
 from ichsearch.shards.ray_session import ray_session
 from ichsearch.train.config import TrialConfig
 
-FIXED: Final = ("name", "task", "metric", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom")
+FIXED: Final = (
+    "name", "task", "metric", "split", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom",
+)  # fmt: skip
 """What stays as it was for the whole life of a run: what is there depends on it, or would not be comparable."""
 
 
@@ -103,7 +105,7 @@ def run_search(
 
 def _search(space: Space, shards: Path, folder: RunFolder, held: Lease, began_s: float, watchers: Watchers) -> Standing:
     slices = open_slices(shards, space.sizes()[0])
-    split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
+    split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed, space.split)
     watchers.tell(events.data(slices, split))
     whole = trial_request(space.resources, live_nodes())
     weights = start_weights(space, folder, space.backbones())
@@ -172,9 +174,9 @@ def _refuse_unusable(data: Path | None, space: Space, folder: RunFolder) -> None
     if "neighbours" in space.channels():
         slices.require_registered()
     if known:
-        open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
+        open_split(folder.split, slices.table, slices.fingerprint, space.split_seed, space.split)
     else:
-        make_split(slices.table, slices.fingerprint, space.split_seed)
+        make_split(slices.table, slices.fingerprint, space.split_seed, space.split)
 
 
 def _train_slices(slices: SliceSet, split: Split) -> int:
@@ -217,7 +219,7 @@ def _run_trials(space: Space, book: Book, assignment: Assignment, requests: Requ
         watchers.tell(events.resumed(before))
     execution = Execution(
         name=space.name,
-        metric=space.metric,
+        metric=space.told_metric,
         folder=folder,
         requests=requests,
         max_retries=space.max_retries,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from ichsearch.data.split import LEAKY, Unit
 from ichsearch.data.tasks import Task, task_labels
 from ichsearch.model.weights import Policy
 from ichsearch.search.combinations import MOST_LISTED, allowed, combinations, size_of, why_not
@@ -64,6 +65,7 @@ class Space(Section):
     promotion: Promotion = Promotion()
     keep: Keep = Keep()
     seed: int = Field(0, ge=0, le=2**31 - 1)
+    split: Unit = Field("patient", description="what the folds deal; slice leaks, and is for paper files alone")
     split_seed: int = Field(0, ge=0, le=2**31 - 1, description="of the patients' folds")
     pretrained: Policy = Field("auto", description="start weights: needed, taken if they can be had, none")
     weights_folder: str | None = Field(None, description="of <backbone>.safetensors or .pth, or one file")
@@ -105,6 +107,10 @@ class Space(Section):
             raise SpaceRuleError(
                 ("metric",),
                 f"the metric must be defined for task {self.task}, but {self.metric} is not; say one of {fitting}",
+            )
+        if self.split == "slice" and self.confirm:
+            raise SpaceRuleError(
+                ("confirm",), "a fold of new patients confirms a run, but split slice has none; remove confirm"
             )
         self._check_rungs()
         self._check_entries()
@@ -276,6 +282,11 @@ class Space(Section):
         """Every backbone that the space can propose, in the file's order."""
         proposed = {config.backbone for config in self.inputs()}
         return [name for name in dict.fromkeys(self.values_of("backbone")) if name in proposed]
+
+    @property
+    def told_metric(self) -> str:
+        """What trials are ranked by, as it is told."""
+        return f"{LEAKY} {self.metric}" if self.split == "slice" else self.metric
 
     def noted(self, wildcards: dict[str, list[str]], left_out: dict[str, str]) -> Self:
         """The space, knowing where its backbones' names come from."""

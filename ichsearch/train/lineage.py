@@ -72,7 +72,7 @@ def lineage_of(
     """The lineage of a trial that has not begun."""
     return Lineage(
         data=slices.fingerprint,
-        split=hashlib.sha256(json.dumps(split.model_dump(), sort_keys=True).encode()).hexdigest(),
+        split=hashlib.sha256(json.dumps(split.as_json(), sort_keys=True).encode()).hexdigest(),
         weights=sha256_of(weights) if weights else None,
         parent=parent.name if parent and config.epochs_before else None,
     )
