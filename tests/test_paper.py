@@ -132,6 +132,12 @@ def test_the_shipped_file_has_the_papers_runs_each_once() -> None:
         assert run.here == run.paper
 
 
+def test_an_option_changes_what_is_done_here_not_what_the_paper_did() -> None:
+    paper = load_paper(find_space("paper.yaml"), ["all.parameters.size=64"])
+    assert {(run.paper.size, run.here.size) for run in paper.runs} == {(256, 64)}
+    assert all(run.space.sizes() == [64] for run in paper.runs)
+
+
 @pytest.mark.parametrize(
     ("paper", "scale", "here"),
     [

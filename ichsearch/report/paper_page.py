@@ -89,7 +89,7 @@ def write_paper(root: Path, data: Path | None) -> PaperResult:
 
 
 def _not_reproduced(plan: Plan, manifest: Manifest) -> list[str]:
-    why = not_reproduced(plan.scale, manifest)
+    why = not_reproduced(plan, manifest)
     return ["This is no reproduction of the paper.", *why] if why else []
 
 
@@ -217,7 +217,7 @@ def _deviations(root: Path, plan: Plan, shards: Path, judged: dict[str, Judged])
         "What is done otherwise, and what the paper's figures are worth",
         "Each of these moves a figure; none is hidden in a number above.",
         notes=[
-            *not_reproduced(plan.scale, manifest),
+            *not_reproduced(plan, manifest),
             _weights(judged),
             _split(plan),
             "Three folds of five train, one validates, one stays untouched; the paper trained on 80 % of the slices.",

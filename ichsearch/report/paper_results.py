@@ -11,10 +11,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ichsearch.files import write_text
+from ichsearch.files import as_cell, write_text
 from ichsearch.report.bootstrap import MIN_PATIENTS, Interval, Resampled
 from ichsearch.report.comparisons import SIGNIFICANT, holm, pairwise_p
-from ichsearch.report.leaderboard import as_cell
 from ichsearch.report.statistics import Predictions, read_predictions, resampled_scores
 from ichsearch.search.paper_runs import Plan, PlannedRun
 from ichsearch.search.run_folder import RunFolder, TrialRecord

@@ -103,14 +103,20 @@ def load_paper(path: Path, options: Sequence[str] = (), scale: float = 1.0) -> P
     Raises:
         ConfigError: with file and line, or option, and rule, value and remedy.
     """
+    file, at = _read(path, options)
+    published, there = _read(path, ())
+    lengths = {name: length_of(_space(published, name, there)[0]) for name in published.runs}
+    runs = [run for name in file.runs for run in _runs(file, name, at, scale, lengths.get(name))]
+    return Paper(file.name, scale, tuple(runs))
+
+
+def _read(path: Path, options: Sequence[str]) -> tuple[PaperFile, Places]:
     content, at = read_content(path, options)
     try:
-        file = PaperFile.model_validate(content)
+        return PaperFile.model_validate(content), at
     except ValidationError as error:
         told = (_told(at, problem) for problem in error.errors())
         raise ConfigError("\n".join(dict.fromkeys(told))) from None
-    runs = [run for name, entry in file.runs.items() for run in _runs(file, name, entry, at, scale)]
-    return Paper(file.name, scale, tuple(runs))
 
 
 def _told(at: Places, problem: Any) -> str:
@@ -122,24 +128,32 @@ def _told(at: Places, problem: Any) -> str:
     return at.told(where, f"{rule}, but got {str(problem['input'])[:60]!r}; correct it")
 
 
-def _runs(file: PaperFile, name: str, entry: PaperEntry, at: Places, scale: float) -> Iterator[PaperRun]:
-    """The run of an entry, by patient, and its leaky twin if it has one."""
+def _runs(file: PaperFile, name: str, at: Places, scale: float, published: Length | None) -> Iterator[PaperRun]:
+    """The run of an entry, by patient, and its leaky twin if it has one; `published` is its length without options."""
+    entry = file.runs[name]
+    space, content = _space(file, name, at)
     at = at.within((SHARED_KEY,), (RUNS_KEY, name, "space"))
-    content = _laid_over(file.all, entry.space, at)
+    asked = length_of(space)
+    paper, here = published or asked, scaled(asked, scale)
+    if here != asked:
+        content |= {"epochs": here.epochs, "parameters": content["parameters"] | _parameters(here)}
+    yield PaperRun(name, entry.reported, False, paper, here, space_of(content, at))
+    if entry.leaky:
+        content |= {"name": f"{content['name']}-{LEAKY}", "split": "slice"}
+        yield PaperRun(name, entry.reported, True, paper, here, space_of(content, at))
+
+
+def _space(file: PaperFile, name: str, at: Places) -> tuple[Space, dict[str, Any]]:
+    """The space of an entry's one configuration, by patient, and what it is made of."""
+    at = at.within((SHARED_KEY,), (RUNS_KEY, name, "space"))
+    content = _laid_over(file.all, file.runs[name].space, at)
     for key in DECIDED:
         if key in content:
             raise ConfigError(
                 at.told((key,), f"{key} is not for a paper file to say, but run {name} has it; remove it")
             )
     content |= {"name": f"{file.name}-{name}", "strategy": "grid"}
-    paper = length_of(_single(space_of(content, at), name, at))
-    here = scaled(paper, scale)
-    if here != paper:
-        content |= {"epochs": here.epochs, "parameters": content["parameters"] | _parameters(here)}
-    yield PaperRun(name, entry.reported, False, paper, here, space_of(content, at))
-    if entry.leaky:
-        content |= {"name": f"{content['name']}-{LEAKY}", "split": "slice"}
-        yield PaperRun(name, entry.reported, True, paper, here, space_of(content, at))
+    return _single(space_of(content, at), name, at), content
 
 
 def _laid_over(shared: dict[str, Any], own: dict[str, Any], at: Places) -> dict[str, Any]:

@@ -87,8 +87,9 @@ def run_paper(
         progress = watchers.of_run(RunFolder(root)).progress
         shards = data or phantom_shards(root / PHANTOM, first.phantom, address, progress)
         manifest = read_manifest(shards)
-        _keep(root, plan_of(paper, manifest.fingerprint))
-        watchers.tell(events.paper(paper, root, not_reproduced(paper.scale, manifest)))
+        plan = plan_of(paper, manifest.fingerprint)
+        _keep(root, plan)
+        watchers.tell(events.paper(paper, root, not_reproduced(plan, manifest)))
         finished = [_run(paper, number, shards, root, command, watchers) for number in range(len(paper.runs))]
     if not any(finished):
         raise NoTrialFinishedError(
@@ -153,13 +154,14 @@ def _planned(run: PaperRun) -> PlannedRun:
     )  # fmt: skip
 
 
-def not_reproduced(scale: float, manifest: Manifest) -> list[str]:
+def not_reproduced(plan: Plan, manifest: Manifest) -> list[str]:
     """Why the runs cannot reproduce the paper's figures, in sentences; none if they may."""
     reasons = []
-    if scale < 1:
+    if any(run.here != run.paper for run in plan.runs):
+        how = f"scaled by {plan.scale:g}" if plan.scale < 1 else "changed by options"
         reasons.append(
-            f"The runs are scaled by {scale:g}: fewer epochs, smaller batches and images than in the paper, none of "
-            "whose figures they can confirm or refute."
+            f"The runs are {how}: other epochs, batches or images than in the paper, none of whose figures they can "
+            "confirm or refute."
         )
     counts = manifest.counts
     if counts.positives[ANY] < PAPERS_POSITIVES:
