@@ -26,7 +26,7 @@ from ichsearch.report.paper_results import differences, judged_runs
 from ichsearch.report.report import policy
 from ichsearch.search.confirm import confirm_run
 from ichsearch.search.paper import Length, is_paper, load_paper, scaled
-from ichsearch.search.paper_runs import not_reproduced, read_plan
+from ichsearch.search.paper_runs import not_reproduced, plan_of, read_plan
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space_file import find_space, load_space
 from ichsearch.search.stages import Watchers
@@ -188,7 +188,7 @@ def test_a_wrong_paper_file_is_refused_with_its_line(tmp_path: Path, case: str) 
 def test_options_reach_all_runs_or_one(tmp_path: Path) -> None:
     path = write_space(tmp_path, TINY)
     paper = load_paper(path, ["all.parameters.size=64", "runs.slower.space.epochs=3"])
-    assert [(run.space.epochs, run.paper.size) for run in paper.runs] == [(4, 64), (4, 64), (3, 64), (2, 64)]
+    assert [(run.space.epochs, run.here.size) for run in paper.runs] == [(4, 64), (4, 64), (3, 64), (2, 64)]
 
 
 def test_a_space_of_ones_own_may_not_leak(tmp_path: Path) -> None:
@@ -240,7 +240,10 @@ def test_a_reduced_run_says_first_that_it_is_no_reproduction(ran: Ran) -> None:
 def test_all_of_rsna_at_full_length_may_be_one(ran: Ran) -> None:
     manifest = read_manifest(ran.shards)
     counts = manifest.counts.model_copy(update={"positives": manifest.counts.positives | {"any": 97_102}})
-    assert not not_reproduced(1.0, manifest.model_copy(update={"counts": counts}))
+    full = manifest.model_copy(update={"counts": counts})
+    assert not not_reproduced(plan_of(load_paper(ran.file), full.fingerprint), full)
+    changed = plan_of(load_paper(ran.file, ["all.parameters.batch_size=12"]), full.fingerprint)
+    assert "changed by options" in not_reproduced(changed, full)[0]
 
 
 def test_a_figure_is_the_trials_own_and_stands_beside_predicting_nothing(ran: Ran) -> None:
