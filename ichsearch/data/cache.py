@@ -206,6 +206,17 @@ def _make_room(cache: Path, *, needed_bytes: int) -> None:
         _remove(path)
 
 
+def cache_room() -> tuple[int, int, int]:
+    """Of this node's cache: bytes used, its quota, and bytes free on its disk.
+
+    Raises:
+        ConfigError: `ICHSEARCH_CACHE_BYTES` is no number.
+    """
+    cache = cache_folder()
+    where = next(path for path in (cache, *cache.parents) if path.is_dir())
+    return _used(cache), _quota(cache), shutil.disk_usage(where).free
+
+
 def _quota(cache: Path) -> int:
     if limit := os.environ.get("ICHSEARCH_CACHE_BYTES"):
         if not limit.isdecimal():

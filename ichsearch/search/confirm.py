@@ -35,6 +35,7 @@ from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
 from ichsearch.search.stages import Watchers, assignment_of, curves_of, seen_mb, start_weights, warm_nodes
 from ichsearch.search.worker import BUSY, CRASHED, NO_ROOM, Assignment
+from ichsearch.shards.address import choose_address
 from ichsearch.shards.ray_session import fan_out, ray_session
 from ichsearch.train.held_out import read_held_out
 from ichsearch.train.trial import read_result
@@ -96,8 +97,9 @@ def confirm_run(
         raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")
     if data is not None:
         _refuse_other_data(folder, space, data)
+    chosen = choose_address(address)
     with lease(folder.root) as held:
-        watchers.tell(events.connecting(address))
+        watchers.tell(events.connecting(chosen))
         with ray_session(address):
             shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
             plan = (space.confirm or Confirm()).model_copy(update=options)

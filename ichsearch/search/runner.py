@@ -43,6 +43,7 @@ from ichsearch.search.stages import (
     warm_nodes,
 )
 from ichsearch.search.worker import Assignment, trainable
+from ichsearch.shards.address import choose_address
 from ichsearch.shards.ray_session import ray_session
 from ichsearch.train.config import TrialConfig
 
@@ -83,10 +84,10 @@ def run_search(
     folder = RunFolder(out.resolve())
     _refuse_foreign(folder, space, extend=extend)
     _refuse_unusable(data, space, folder)
-    began_s = time.monotonic()
+    chosen, began_s = choose_address(address), time.monotonic()
     with lease(folder.root) as held:
         _refuse_spent(space, folder)
-        watchers.tell(events.connecting(address))
+        watchers.tell(events.connecting(chosen))
         with ray_session(address) as dashboard:
             if not folder.space.is_file():  # before the first long stage; an extended one is kept when it proved usable
                 save_space(space, folder.space)

@@ -1,0 +1,71 @@
+"""How SIGINT and SIGTERM end a command: in order, once, and in bounded time.
+
+In: signals. Out: `KeyboardInterrupt` or `Terminated` in the main thread; the end of the process should that hang.
+"""
+
+import _thread
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from shlex import join
+from types import FrameType
+from typing import Final
+
+from ichsearch.errors import Terminated, code_of
+
+GRACE_S: Final = 8.0
+"""Until a process that was told to end has written what it must and stopped Ray; then it is ended as it stands. All
+files are whole or absent, and those of Ray's processes that belong to it end with it."""
+SIGNALS: Final[dict[signal.Signals, type[KeyboardInterrupt]]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Terminated,
+}
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` at SIGINT and `Terminated` at SIGTERM; a second signal changes nothing.
+
+    It would interrupt what the first one has begun: state being saved, Ray's processes being ended.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stopped: KeyboardInterrupt | None = None
+
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
+        nonlocal stopped
+        if stopped is None:
+            stopped = SIGNALS[signal.Signals(number)]()
+            _end_in_time(code_of(stopped))
+            raise stopped
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    except SystemExit as end:  # as typer makes one of every KeyboardInterrupt
+        raise (stopped or end) from None
+    finally:
+        if stopped is None:  # else the process is ending: until it has, no signal may disturb that
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _end_in_time(code: int) -> None:
+    """End this process with `code` when `GRACE_S` have passed, unless it has ended by then.
+
+    Not a `threading.Thread`: to start one takes locks that the interrupted code may hold.
+    """
+    _thread.start_new_thread(_end_later, (code,))
+
+
+def _end_later(code: int) -> None:
+    time.sleep(GRACE_S)
+    command = join(["ichsearch", *sys.argv[1:]])
+    sys.stderr.write(f"ichsearch: ended as it stands after {GRACE_S:.0f} s of waiting. To go on:\n  {command}\n")
+    sys.stderr.flush()
+    os._exit(code)
