@@ -4,7 +4,6 @@ In: a run that has finished trials, its shards. Out: `confirm/`, a folder a repl
 `test_fold.json`, which tells when the test fold was opened.
 """
 
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import FOLDS, Split
-from ichsearch.errors import AlreadyRunningError, ConfigError, NoTrialFinishedError, StorageError
+from ichsearch.errors import AlreadyRunningError, ConfigError, NoTrialFinishedError
 from ichsearch.files import read_json
 from ichsearch.search import events
 from ichsearch.search.confirmed import best_trials, write_confirmed
@@ -29,6 +28,7 @@ from ichsearch.search.resources import (
     trial_request,
     trial_requests,
 )
+from ichsearch.search.room import full_disk
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
@@ -206,7 +206,7 @@ def _replay(work: _Work, replays: Sequence[Replay]) -> None:
     due = _due(work, replays)
     for number, (replay, record) in enumerate(_on_nodes(work, run_replay, due, work.space.max_retries), start=1):
         work.held.check()
-        _require_an_end(work.folder, record)
+        _require_an_end(work, record)
         work.folder.write_replay(record)
         done = len(replays) - len(due) + number
         work.watchers.progress("replays", done, len(replays))
@@ -221,13 +221,10 @@ def _replayed(work: _Work, replay: Replay, record: ReplayRecord, done: int, tota
     return events.replayed(record, result, searched.score, work.space.metric, done, total)
 
 
-def _require_an_end(folder: RunFolder, record: ReplayRecord) -> None:
+def _require_an_end(work: _Work, record: ReplayRecord) -> None:
     """Stop at what says nothing about the replay: the same command goes on with it."""
     if record.reason == NO_ROOM:
-        free = shutil.disk_usage(folder.root).free
-        raise StorageError(
-            f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
-        )
+        raise full_disk(work.space, work.folder)
     if record.reason == BUSY:
         raise AlreadyRunningError(
             f"a trial has one writer, but another process is at work on {record.name}; wait for it, or end it"

@@ -3,7 +3,6 @@
 In: a space, data, a run folder, and what to call when something happens. Out: the run folder, filled.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Final, NamedTuple
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.preprocessing import preprocessing_of
 from ichsearch.data.split import VALIDATION_FOLD, Split, make_split, open_split
-from ichsearch.errors import ConfigError, NoTrialFinishedError, StorageError
+from ichsearch.errors import ConfigError, NoTrialFinishedError
 from ichsearch.files import write_json
 from ichsearch.search import events
 from ichsearch.search.book import Book, Standing
@@ -30,6 +29,7 @@ from ichsearch.search.resources import (
     trial_request,
     trial_requests,
 )
+from ichsearch.search.room import full_disk
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
@@ -220,10 +220,7 @@ def _run_trials(space: Space, book: Book, assignment: Assignment, requests: Requ
         write_leaderboard=watchers.write_leaderboard,
     )
     if not run_trials(book, execution):
-        free = shutil.disk_usage(folder.root).free
-        raise StorageError(
-            f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
-        )
+        raise full_disk(space, folder)
 
 
 def _require_a_result(folder: RunFolder, standing: Standing) -> None:
