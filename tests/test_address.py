@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import OwnCluster, free_port, own_cluster
+from clusters import OwnCluster, own_cluster
 from slice_sets import make_rows, write_shards
 
 from ichsearch.errors import ClusterError
@@ -64,9 +65,16 @@ def test_an_address_that_no_search_can_work_on_is_refused_with_a_remedy(
         choose_address(None)
 
 
-def test_an_address_at_which_nothing_listens_is_refused_at_once() -> None:
-    with pytest.raises(ClusterError, match="none does"):
-        check_answers(f"127.0.0.1:{free_port()}")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "localhost:99999", f"{'a' * 70}:1"])
+def test_an_address_at_which_nothing_listens_is_refused_at_once(address: str) -> None:
+    with pytest.raises(ClusterError, match="none does .*check --address"):
+        check_answers(address)
+
+
+def test_an_address_at_which_something_else_listens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ichsearch.shards.address.ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(ClusterError, match="DEADLINE_EXCEEDED"):
+        check_answers(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 @pytest.mark.parametrize(

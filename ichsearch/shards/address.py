@@ -109,7 +109,7 @@ def _answers(where: str) -> Exception | None:
     return None
 
 
-def no_cluster(where: str, error: Exception) -> ClusterError:
+def no_cluster(where: str, error: Exception | str) -> ClusterError:
     """What to say of an address at which no cluster is."""
     why = str(error).strip().partition("\n")[0]
     if where == LOCAL:
@@ -118,11 +118,16 @@ def no_cluster(where: str, error: Exception) -> ClusterError:
 
 
 def _asks_for_token(where: str) -> bool:
+    """Whether the cluster refuses a call without a token; ClusterError if what listens there is none."""
+    if os.environ.get("RAY_USE_TLS", "0") == "1":  # its certificates are Ray's business
+        return False
     with grpc.insecure_channel(where) as channel:
         try:
             channel.unary_unary(CLUSTER_ID)(b"", timeout=ANSWER_SECONDS)
         except grpc.RpcError as error:
-            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                return True
+            raise no_cluster(where, f"what listens there does not speak Ray's language: {error.code().name}") from error
     return False
 
 
