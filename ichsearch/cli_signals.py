@@ -47,8 +47,10 @@ def stopped_by_signals() -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
-    except SystemExit as end:  # as typer makes one of every KeyboardInterrupt
-        raise (stopped or end) from None
+    except BaseException as end:
+        if stopped is None:
+            raise
+        raise stopped from end  # typer makes another of it, and what was cut short may raise what it likes
     finally:
         if stopped is None:  # else the process is ending: until it has, no signal may disturb that
             for number, handler in before.items():

@@ -67,7 +67,7 @@ def test_an_address_that_no_search_can_work_on_is_refused_with_a_remedy(
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "localhost:99999", f"{'a' * 70}:1"])
 def test_an_address_at_which_nothing_listens_is_refused_at_once(address: str) -> None:
-    with pytest.raises(ClusterError, match="none does .*check --address"):
+    with pytest.raises(ClusterError, match=r"none does .*check --address"):
         check_answers(address)
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -170,3 +172,21 @@ def test_handlers_are_put_back_when_nothing_happened() -> None:
     with cli_signals.stopped_by_signals():
         assert [signal.getsignal(number) for number in CODES] != before
     assert [signal.getsignal(number) for number in CODES] == before
+
+
+@pytest.mark.slow
+def test_a_disk_that_shards_fill_ends_with_7_its_path_free_and_needed_bytes(tiny: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = [sys.executable, "-c", "from ichsearch.cli import main; main()", "preprocess", tiny / "cohort" / "dicom"]
+    command = shlex.join(map(str, [*made, "--size", "512", "--out", disk / "out"]))
+    script = f"mount -t tmpfs -o size=200k none {disk} || exit 99\n{command}; echo code $?\n"
+    script += f"mount -o remount,size=64m none {disk}\n{command}; echo code $?\n"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode in (1, 99):
+        pytest.skip("no disk of our own can be mounted here")
+    codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
+    assert codes == ["code 7", "code 0"], done.stderr
+    found = re.search(r"disk of \S+/out is full: ([\d,]+) bytes free, at most ([\d,]+) needed", done.stderr)
+    assert found, done.stderr
+    assert int(found[1].replace(",", "")) < 200_000 < int(found[2].replace(",", ""))
