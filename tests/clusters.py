@@ -1,4 +1,4 @@
-"""Ray clusters of a test's own, as an administrator starts them: `ray start`, in processes that end with the test."""
+"""Ray clusters of a test's own, as an administrator starts them: `ray start`, in processes that the test ends."""
 
 import contextlib
 import os
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from searches import is_running
+
 RAY: Final = str(Path(sys.executable).parent / "ray")
 START_S: Final = 120.0
 SETTINGS: Final = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
@@ -23,7 +25,6 @@ class OwnCluster:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder, self.port, self.dashboard_port = folder, free_port(), free_port()
-        self._nodes: list[subprocess.Popen[bytes]] = []
         self._environment = {**os.environ, **SETTINGS, "RAY_TMPDIR": str(folder), **environment}
         self._environment.pop("RAY_ADDRESS", None)
 
@@ -44,17 +45,11 @@ class OwnCluster:
         self._start([f"--address={self.address}", "--num-cpus=1"], environment)
 
     def _start(self, options: list[str], environment: Mapping[str, str]) -> None:
-        command = [RAY, "start", "--block", "--min-worker-port=0", "--max-worker-port=0", *options]
-        with (self.folder / f"node{len(self._nodes)}.log").open("wb") as log:
-            node = subprocess.Popen(
-                command, env=self._environment | environment, stdout=log, stderr=log, start_new_session=True
-            )
-        self._nodes.append(node)
-        until_s = time.monotonic() + START_S
-        while b"will now block" not in (self.folder / f"node{len(self._nodes) - 1}.log").read_bytes():
-            assert node.poll() is None, "the node ended"
-            assert time.monotonic() < until_s, "the node does not start"
-            time.sleep(0.1)
+        command = [RAY, "start", "--min-worker-port=0", "--max-worker-port=0", *options]
+        log = self.folder / "start.log"  # not a pipe, which the node's processes would keep open
+        with log.open("ab") as out:
+            started = subprocess.run(command, env=self._environment | environment, stdout=out, stderr=out, check=False)
+        assert started.returncode == 0, log.read_text()
 
     def processes(self, word: str = "") -> dict[int, str]:
         """Command lines of all processes that live in this cluster's environment and have this word in them."""
@@ -69,11 +64,11 @@ class OwnCluster:
 
     def stop(self) -> None:
         """End every process of it."""
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for node in self._nodes:
-            node.wait()
+        while running := [pid for pid in self.processes() if is_running(pid)]:
+            for pid in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager
