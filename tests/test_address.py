@@ -13,11 +13,17 @@ from typing import Any
 import pytest
 from clusters import OwnCluster, own_cluster
 from slice_sets import make_rows, write_shards
+from spaces import write_space
 
 from ichsearch.errors import ClusterError
 from ichsearch.shards.address import LOCAL, Address, check_answers, choose_address, is_loopback, provide_token
 from ichsearch.shards.nodes import Versions, own_versions, version_faults
 
+SPACE = """\
+name: refused
+pretrained: no
+parameters: {backbone: test_resnet, batch_size: 8, size: 32, channels: hu, lr: 0.01}
+"""
 MAIN = "from ichsearch.cli import main; main()"
 
 
@@ -144,7 +150,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnCluster]:
-    """A cluster of which one node has another ichsearch, which breaks when it is imported in the second place."""
+    """A cluster of which one node has another ichsearch, a module that lacks all that ours consists of."""
     other = tmp_path_factory.mktemp("other")
     (other / "ichsearch.py").write_text('__version__ = "0.0.1"\n')
     with own_cluster() as made:
@@ -167,8 +173,9 @@ def test_a_node_with_another_ichsearch_is_named_by_doctor_and_refused_by_run(clu
     statuses = sorted(check["status"] for name, check in checks.items() if name.startswith("node "))
     assert statuses == ["failed", "ok"]
 
-    refused = command("run", "--space", "quickstart.yaml", "--data", shards / "shards", "--out", shards / "run",
-                      RAY_ADDRESS=cluster.address)  # fmt: skip
+    space = write_space(shards, SPACE)
+    arguments = ["--space", space, "--data", shards / "shards", "--out", shards / "run"]
+    refused = command("run", *arguments, RAY_ADDRESS=cluster.address)
     assert refused.returncode == 6, refused.stderr
     assert f"connecting to Ray at {cluster.address} (RAY_ADDRESS says so)" in refused.stdout
     assert "ichsearch is 0.0.1" in refused.stderr
