@@ -36,7 +36,7 @@ class OwnCluster:
     def start_head(self, dashboard_host: str = "127.0.0.1", cpus: int = 2) -> None:
         """Start it, and wait until drivers may come."""
         options = [f"--port={self.port}", f"--dashboard-host={dashboard_host}", f"--num-cpus={cpus}"]
-        options += [f"--dashboard-port={self.dashboard_port}", "--ray-client-server-port=0"]
+        options += [f"--dashboard-port={self.dashboard_port}", f"--ray-client-server-port={free_port()}"]
         self._start(["--head", *options], {})
         wait_for_port(self.dashboard_port)
 
