@@ -35,6 +35,8 @@ def stopped_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # Ray reads this when it is imported. Its own handler would print a dump at SIGTERM and end with 134, and leave none.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     stopped: KeyboardInterrupt | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it

@@ -34,7 +34,6 @@ TASKS_PER_CPU: Final = 2
 RAY_SETTINGS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without GPUs leaves the variables alone
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # Ray's would print a dump at SIGTERM and end with 134
 }
 
 
