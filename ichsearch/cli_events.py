@@ -11,6 +11,7 @@ from typing import Final
 
 from rich.console import Console
 
+from ichsearch.cli_signals import meant_by
 from ichsearch.errors import IchsearchError, Terminated, code_of
 from ichsearch.search import events
 from ichsearch.search.book import Standing
@@ -50,8 +51,9 @@ class RunPrinter:
             yield
         except KeyboardInterrupt as error:
             line = f"stopped; what is finished is kept. To go on:\n  {join(self._command)}"
-            reason = "terminated" if isinstance(error, Terminated) else "interrupted"
-            self.tell(events.done(leaderboard, metric, self._standing, line, code_of(error), reason))
+            meant = meant_by(error)
+            reason = "terminated" if isinstance(meant, Terminated) else "interrupted"
+            self.tell(events.done(leaderboard, metric, self._standing, line, code_of(meant), reason))
             raise
         except Exception as error:
             if self._opened:

@@ -26,6 +26,20 @@ SIGNALS: Final[dict[signal.Signals, type[KeyboardInterrupt]]] = {
 }
 
 
+class _Stop:
+    """The signal that this process was told to end by."""
+
+    interrupt: KeyboardInterrupt | None = None
+
+
+_stop: Final = _Stop()
+
+
+def meant_by(interrupt: KeyboardInterrupt) -> KeyboardInterrupt:
+    """What the signal raised: whoever waits for Ray gets a plain `KeyboardInterrupt` instead."""
+    return _stop.interrupt or interrupt
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """Raise `KeyboardInterrupt` at SIGINT and `Terminated` at SIGTERM; a second signal changes nothing.
@@ -35,28 +49,28 @@ def stopped_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Ray reads this when it is imported. Its own handler would print a dump at SIGTERM and end with 134, and leave none.
+    # Ray reads this when it is imported: its own handler would print a dump at SIGTERM, end with 134, and leave none.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
-    stopped: KeyboardInterrupt | None = None
+    _stop.interrupt = None
 
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
-        nonlocal stopped
-        if stopped is None:
-            stopped = SIGNALS[signal.Signals(number)]()
-            _end_in_time(code_of(stopped))
-            raise stopped
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
     except BaseException as end:
-        if stopped is None:
+        if _stop.interrupt is None:
             raise
-        raise stopped from end  # typer makes another of it, and what was cut short may raise what it likes
+        raise _stop.interrupt from end  # typer makes another of it, and what was cut short may raise what it likes
     finally:
-        if stopped is None:  # else the process is ending: until it has, no signal may disturb that
+        if _stop.interrupt is None:  # else the process is ending: until it has, no signal may disturb that
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
+    if _stop.interrupt is None:
+        _stop.interrupt = SIGNALS[signal.Signals(number)]()
+        _end_in_time(code_of(_stop.interrupt))
+        raise _stop.interrupt
 
 
 def _end_in_time(code: int) -> None:
