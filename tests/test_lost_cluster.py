@@ -30,14 +30,18 @@ parameters: {backbone: test_resnet, batch_size: 8, size: 32, channels: hu, lr: {
 
 def test_a_head_that_answers_no_more_ends_whatever_the_driver_does() -> None:
     with pytest.raises(ClusterError, match="its head has not answered"), watched(lost_s=0.1) as watch:
-        watch(f"127.0.0.1:{free_port()}")
-        time.sleep(60)
+        watch.start(f"127.0.0.1:{free_port()}")
+        try:
+            time.sleep(60)
+        finally:
+            watch.close(lambda: None)
 
 
 def test_a_session_that_has_ended_is_watched_no_more() -> None:
     before = signal.getsignal(signal.SIGUSR2)
     with watched(lost_s=0.1) as watch:
-        watch(f"127.0.0.1:{free_port()}")
+        watch.start(f"127.0.0.1:{free_port()}")
+        watch.close(lambda: None)
     assert signal.getsignal(signal.SIGUSR2) == before
     assert not [thread for thread in threading.enumerate() if is_watching(thread)]
 
@@ -48,21 +52,29 @@ def is_watching(thread: threading.Thread) -> bool:
     return thread.name == "ichsearch-cluster" and thread.is_alive()
 
 
-def test_a_driver_that_hangs_when_its_cluster_is_lost_ends_with_6() -> None:
+@pytest.mark.parametrize(
+    ("hang", "said"),
+    [
+        ("time.sleep(60)", "the cluster was lost; run the same"),
+        ("watch.close(lambda: time.sleep(60))", "its head has not answered"),
+    ],
+)
+def test_a_driver_that_hangs_when_its_cluster_is_lost_ends_with_6(hang: str, said: str) -> None:
     code = f"""
-import time
+import atexit, time
 from ichsearch.shards import cluster_watch
-cluster_watch.GRACE_S = 0.3
+atexit.register(time.sleep, 60)  # as Ray would wait
+cluster_watch.GRACE_S, cluster_watch.SHUTDOWN_S = 1.0, 0.1
 with cluster_watch.watched(lost_s=0.1) as watch:
-    watch("127.0.0.1:{free_port()}")
+    watch.start("127.0.0.1:{free_port()}")
     try:
         time.sleep(60)
     finally:
-        time.sleep(60)
+        {hang}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 6
-    assert "the cluster was lost; run the same command again" in done.stderr
+    assert said in done.stderr
 
 
 @pytest.mark.slow

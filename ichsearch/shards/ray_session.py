@@ -60,13 +60,13 @@ def ray_session(address: str | None = None, *, checked: bool = True) -> Iterator
     with watched() as watch:
         try:
             dashboard = _connect(chosen)
-            watch(ray.get_runtime_context().gcs_address)
+            watch.start(ray.get_runtime_context().gcs_address)
             if checked and not chosen.is_private:
                 check_dashboard(dashboard)
                 check_versions()
             yield f"http://{dashboard}" if dashboard else ""
         finally:
-            ray.shutdown()
+            watch.close(ray.shutdown)
 
 
 def _connect(chosen: Address) -> str:
