@@ -26,7 +26,7 @@ from ichsearch.terminal import literal
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m[red]\r\u202e"
 """Retitles the window, clears the screen, colours, turns the direction of reading."""
 SESSION = """
-import json, os, urllib.error, urllib.request
+import contextlib, json, os, urllib.error, urllib.request
 from pathlib import Path
 import ray
 from ichsearch.shards.ray_session import ray_session
@@ -42,7 +42,10 @@ def answer(address):
 
 with ray_session() as dashboard:
     ray.get(ray.remote(work).remote())
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            lines.append(path.read_bytes())
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
     told = {"dashboard": dashboard, "status": answer(dashboard), "mode": token.stat().st_mode & 0o777,
             "argv": any(token.read_bytes() in line for line in lines)}
