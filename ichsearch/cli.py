@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import typer
 from rich.console import Console
 
-from ichsearch import __version__, cli_deploy
+from ichsearch import __version__, cli_cluster, cli_deploy
 from ichsearch.cli_console import err, out, say
 from ichsearch.cli_exit import exit_codes
+from ichsearch.cli_signals import stopped_by_signals
 from ichsearch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -28,12 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_deploy.app)
+app.add_typer(cli_cluster.app)
 
 
 def main() -> None:
     """Run the command line and end with the documented exit code."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # Ray prints on stdout that a worker died; we say it too
-    with exit_codes(err):
+    with exit_codes(err), stopped_by_signals():
         app()
 
 
@@ -93,23 +95,21 @@ def preprocess(
     """Turn a folder of DICOM files into Parquet shards of slices in Hounsfield units."""
     from ichsearch.cli_counts import print_counts
     from ichsearch.cli_progress import progress
+    from ichsearch.search.console import connecting
+    from ichsearch.shards.address import choose_address
     from ichsearch.shards.preprocess import preprocess as run
 
     if crop not in ("series", "slice"):
         raise typer.BadParameter(f"--crop must be series or slice, but is {crop!r}")
+    say(connecting(choose_address(address)))
     try:
         with progress(err) as show:
             manifest = run(
-                dicom,
-                shards,
-                labels=labels,
-                size=size,
-                crop="slice" if crop == "slice" else "series",
-                address=address,
-                on_progress=show,
-            )
+                dicom, shards, labels=labels, size=size, crop="slice" if crop == "slice" else "series",
+                address=address, on_progress=show,
+            )  # fmt: skip
     except KeyboardInterrupt:
-        say("stopped; the shards that are whole are kept, and the same command goes on")
+        say(f"stopped; the shards that are whole are kept. To go on:\n  {shlex.join(_command())}")
         raise
     print_counts(manifest)
     say(f"shards in {shards}")

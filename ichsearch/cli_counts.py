@@ -3,12 +3,12 @@
 In: a manifest. Out: a table of all files, and lines.
 """
 
-from rich.markup import escape
 from rich.table import Table
 
 from ichsearch.cli_console import out, say
 from ichsearch.shards.accounting import quarantine_list_path
 from ichsearch.shards.manifest import Manifest
+from ichsearch.terminal import literal
 
 
 def print_counts(manifest: Manifest) -> None:
@@ -19,7 +19,7 @@ def print_counts(manifest: Manifest) -> None:
     for name in ("ok", "duplicate", "quarantined"):
         table.add_row(name, str(getattr(counts, name)))
     for reason, number in counts.reasons.items():
-        table.add_row(f"  {escape(reason)}", str(number), style="dim")
+        table.add_row(f"  {literal(reason)}", str(number), style="dim")
     table.add_row("found", str(counts.found), style="bold")
     out.print(table)
     positives = ", ".join(f"{label} {number}" for label, number in counts.positives.items())

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ichsearch.cli_console import err, say
 from ichsearch.errors import ConfigError
+from ichsearch.terminal import literal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,11 +139,10 @@ def evaluate(
 
 
 def _table(title: str, rows: list[list[str]]) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
 
     header, *others = rows
-    table = Table(*header, title=escape(title), title_justify="left")
+    table = Table(*header, title=literal(title), title_justify="left")
     for row in others:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(literal, row))
     return table

@@ -1,13 +1,10 @@
 """What a trial takes of a node, how many fit, shares of a GPU, and a token that nobody else can read."""
 
-from pathlib import Path
-
 import pytest
 
 from ichsearch.errors import ConfigError
 from ichsearch.search.resources import Node, Requests, gpu_share, has_room, trial_request, trial_requests
 from ichsearch.search.sections import Resources
-from ichsearch.shards import ray_session
 
 LAPTOP = {"CPU": 2.0}
 SERVER = {"CPU": 64.0}
@@ -101,12 +98,3 @@ def test_room_for_one_more(
     nodes: list[Node], running: list[dict[str, float]], asked: dict[str, float], room: bool
 ) -> None:
     assert has_room(nodes, running, asked) == room
-
-
-def test_the_clusters_token_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = tmp_path / "auth_token"
-    token.write_text("secret")
-    token.chmod(0o644)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    ray_session._protect_token()
-    assert token.stat().st_mode & 0o777 == 0o600

@@ -4,7 +4,6 @@ In: a run that has finished trials, its shards. Out: `confirm/`, a folder a repl
 `test_fold.json`, which tells when the test fold was opened.
 """
 
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import FOLDS, Split
-from ichsearch.errors import AlreadyRunningError, ConfigError, NoTrialFinishedError, StorageError
+from ichsearch.errors import AlreadyRunningError, ConfigError, NoTrialFinishedError
 from ichsearch.files import read_json
 from ichsearch.search import events
 from ichsearch.search.confirmed import best_trials, write_confirmed
@@ -29,12 +28,14 @@ from ichsearch.search.resources import (
     trial_request,
     trial_requests,
 )
+from ichsearch.search.room import full_disk
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
 from ichsearch.search.stages import Watchers, assignment_of, curves_of, seen_mb, start_weights, warm_nodes
 from ichsearch.search.worker import BUSY, CRASHED, NO_ROOM, Assignment
+from ichsearch.shards.address import choose_address
 from ichsearch.shards.ray_session import fan_out, ray_session
 from ichsearch.train.held_out import read_held_out
 from ichsearch.train.trial import read_result
@@ -101,8 +102,9 @@ def confirm_run(
         raise ConfigError(f"{folder.root} is a run on data of your own; name them again with --data")
     if data is not None:
         _refuse_other_data(folder, space, data)
+    chosen = choose_address(address)
     with lease(folder.root) as held:
-        watchers.tell(events.connecting(address))
+        watchers.tell(events.connecting(chosen))
         with ray_session(address):
             shards = (data or phantom_shards(folder.phantom, space.phantom, address, watchers.progress)).resolve()
             plan = (space.confirm or Confirm()).model_copy(update=options)
@@ -209,7 +211,7 @@ def _replay(work: _Work, replays: Sequence[Replay]) -> None:
     due = _due(work, replays)
     for number, (replay, record) in enumerate(_on_nodes(work, run_replay, due, work.space.max_retries), start=1):
         work.held.check()
-        _require_an_end(work.folder, record)
+        _require_an_end(work, record)
         work.folder.write_replay(record)
         done = len(replays) - len(due) + number
         work.watchers.progress("replays", done, len(replays))
@@ -224,13 +226,10 @@ def _replayed(work: _Work, replay: Replay, record: ReplayRecord, done: int, tota
     return events.replayed(record, result, searched.score, work.space.metric, done, total)
 
 
-def _require_an_end(folder: RunFolder, record: ReplayRecord) -> None:
+def _require_an_end(work: _Work, record: ReplayRecord) -> None:
     """Stop at what says nothing about the replay: the same command goes on with it."""
     if record.reason == NO_ROOM:
-        free = shutil.disk_usage(folder.root).free
-        raise StorageError(
-            f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
-        )
+        raise full_disk(work.space, work.folder)
     if record.reason == BUSY:
         raise AlreadyRunningError(
             f"a trial has one writer, but another process is at work on {record.name}; wait for it, or end it"

@@ -19,14 +19,16 @@ from ichsearch.search.resources import Request
 from ichsearch.search.run_folder import ReplayRecord
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
+from ichsearch.shards.address import Address
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
 
-def connecting(address: str | None) -> str:
-    """What the first seconds are needed for."""
-    return f"connecting to Ray at {address}" if address else "starting Ray"
+def connecting(address: Address) -> str:
+    """What the first seconds are needed for: which cluster, and why that one."""
+    what = "starting Ray on this machine" if address.is_private else f"connecting to Ray at {address.where}"
+    return f"{what} ({address.why})"
 
 
 def opening(space: Space, folder: Path, dashboard: str) -> str:

@@ -4,7 +4,7 @@ In: facts of a run. Out: an `Event`: a line of text, and the JSON object that `i
 
 Each object stands on a line of its own and says in `event` what it is; times are in seconds:
 
-- `connecting`: `address` asked for (null: `RAY_ADDRESS`, else this machine); Ray takes some seconds;
+- `connecting`: `address` (null: a private cluster on this machine) and `why` that one; Ray takes some seconds;
 - `opened`: `run`, `folder`, `trials` and `epochs` as asked for, `dashboard` (address of Ray's; "" without one);
 - `resumed`: `done`, `trials` (an earlier start of this run left so many);
 - `data`: `training`, `validation`, `test`, each with `slices`, `patients`, `positive` (slices with haemorrhage), and
@@ -24,8 +24,8 @@ Each object stands on a line of its own and says in `event` what it is; times ar
 - `paper`: `name`, `folder`, `runs` (names, in order), `scale`, `reproduction` (whether it may be one), `why` not;
 - `paper_run`: `run`, `number`, `runs`, `leaky`, `reported` (the paper's accuracy); the events of that run follow;
 - `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path), `metric`, and how the run stands
-  unless it ended before that was known (a confirmation never says it); `exit_code` is 130 for an interrupted run,
-  `reason` the message of a failure.
+  unless it ended before that was known (a confirmation never says it); `exit_code` is 130 for a run that Ctrl+C has
+  ended, 143 for one that SIGTERM has, `reason` the message of a failure.
 
 How the run stands: `best` (null, or `trial` and `score`), `counts` (`finished`, `failed`, `running`, `trials`: how many
 there may be), `spent_s`, `time_s` (budget or null), `device_s`, `device_limit_s` (likewise), `eta_s`.
@@ -48,6 +48,7 @@ from ichsearch.search.resources import Request
 from ichsearch.search.run_folder import ReplayRecord
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
+from ichsearch.shards.address import Address
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
@@ -72,9 +73,10 @@ class Event:
         return json.dumps({"event": self.kind, **self.facts, **standing}, allow_nan=False)
 
 
-def connecting(address: str | None) -> Event:
+def connecting(address: Address) -> Event:
     """Ray is started, or connected to."""
-    return Event("connecting", console.connecting(address), {"address": address})
+    where = None if address.is_private else address.where
+    return Event("connecting", console.connecting(address), {"address": where, "why": address.why})
 
 
 def opened(space: Space, folder: Path, dashboard: str) -> Event:

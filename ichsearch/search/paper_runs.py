@@ -19,6 +19,7 @@ from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.runner import Outcome, run_search
 from ichsearch.search.sections import Section
 from ichsearch.search.stages import Watchers
+from ichsearch.shards.address import choose_address
 from ichsearch.shards.manifest import Manifest, read_manifest
 from ichsearch.shards.ray_session import ray_session
 
@@ -81,7 +82,7 @@ def run_paper(
     _refuse_foreign(root)
     if data is not None:
         read_manifest(data)  # before anything is written
-    watchers.tell(events.connecting(address))
+    watchers.tell(events.connecting(choose_address(address)))
     with lease(root), ray_session(address):
         first = paper.runs[0].space
         progress = watchers.of_run(RunFolder(root)).progress

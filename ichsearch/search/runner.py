@@ -3,7 +3,6 @@
 In: a space, data, a run folder, and what to call when something happens. Out: the run folder, filled.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Final, NamedTuple
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.preprocessing import preprocessing_of
 from ichsearch.data.split import VALIDATION_FOLD, Split, make_split, open_split
-from ichsearch.errors import ConfigError, NoTrialFinishedError, StorageError
+from ichsearch.errors import ConfigError, NoTrialFinishedError
 from ichsearch.files import read_json, write_json
 from ichsearch.search import events
 from ichsearch.search.book import Book, Standing
@@ -30,6 +29,7 @@ from ichsearch.search.resources import (
     trial_request,
     trial_requests,
 )
+from ichsearch.search.room import full_disk
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
@@ -43,6 +43,7 @@ from ichsearch.search.stages import (
     warm_nodes,
 )
 from ichsearch.search.worker import Assignment, trainable
+from ichsearch.shards.address import choose_address
 from ichsearch.shards.ray_session import ray_session
 from ichsearch.train.config import TrialConfig
 
@@ -85,10 +86,10 @@ def run_search(
     folder = RunFolder(out.resolve())
     _refuse_foreign(folder, space, extend=extend)
     _refuse_unusable(data, space, folder)
-    began_s = time.monotonic()
+    chosen, began_s = choose_address(address), time.monotonic()
     with lease(folder.root) as held:
         _refuse_spent(space, folder)
-        watchers.tell(events.connecting(address))
+        watchers.tell(events.connecting(chosen))
         with ray_session(address) as dashboard:
             if not folder.space.is_file():  # before the first long stage; an extended one is kept when it proved usable
                 save_space(space, folder.space)
@@ -228,10 +229,7 @@ def _run_trials(space: Space, book: Book, assignment: Assignment, requests: Requ
         write_leaderboard=watchers.write_leaderboard,
     )
     if not run_trials(book, execution):
-        free = shutil.disk_usage(folder.root).free
-        raise StorageError(
-            f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
-        )
+        raise full_disk(space, folder)
 
 
 def _require_a_result(folder: RunFolder, standing: Standing) -> None:
