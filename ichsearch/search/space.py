@@ -107,6 +107,7 @@ class Space(Section):
                 f"the metric must be defined for task {self.task}, but {self.metric} is not; say one of {fitting}",
             )
         self._check_rungs()
+        self._check_shares()
         self._check_entries()
         if self.strategy == "grid":
             self._check_grid()
@@ -146,6 +147,15 @@ class Space(Section):
                 ("promotion", "first_epochs"),
                 f"fine_tune needs more epochs than frozen ones, but the first rung may have {first} and {frozen}; "
                 "raise first_epochs, or say auto",
+            )
+
+    def _check_shares(self) -> None:
+        gpus, least = self.resources.gpus_per_trial, min(self.values_of("batch_size"))
+        if gpus != "auto" and gpus > 1 and least < 2 * gpus:
+            raise SpaceRuleError(
+                ("resources", "gpus_per_trial"),
+                f"each GPU of a trial needs two slices of a batch, as BatchNorm does, but {gpus:g} GPUs share batches of "
+                f"{least}; lower gpus_per_trial or raise batch_size",
             )
 
     def _frozen_epochs(self) -> int:
