@@ -1,4 +1,4 @@
-"""A trial of two processes: the numbers of one, agreement on what fits, and an end in common whatever happens to one."""
+"""A trial of two processes: the numbers of one, agreement on what fits, and an end in common."""
 
 import multiprocessing
 import os
@@ -7,37 +7,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from ranks import in_two
 from safetensors.torch import load_file
 from searches import descendants, outlive
 from slice_sets import make_rows, write_shards
 from test_searcher import open_book, reasons, run
-from test_steps import BATCH, Greedy, make_batch, make_model, moved, stepped
+from test_steps import BATCH, make_batch, moved, stepped
 
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split, make_split
-from ichsearch.files import write_json
-from ichsearch.labels import LABELS
-from ichsearch.search import worker
-from ichsearch.search.processes import RankDiedError, RankFailedError, TrialJob, place_of, train
+from ichsearch.files import read_json, write_json
+from ichsearch.search.processes import RankFailedError, TrialJob, train
 from ichsearch.search.replay import Link, Replay, run_replay
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.worker import Assignment, attempt, trainable
 from ichsearch.train import setup
 from ichsearch.train.config import TrialConfig, TrialFailedError
-from ichsearch.train.loss import make_loss
-from ichsearch.train.memory import MicroBatch
-from ichsearch.train.optimizer import LAYER_GROUP
-from ichsearch.train.parallel import Ranks, joined
-from ichsearch.train.steps import Stepper
 
 CONFIG = TrialConfig(
     backbone="test_resnet", batch_size=16, size=32, channels="hu", augment=0.5, lr=5e-3, epochs=3, seed=1
@@ -102,7 +94,7 @@ def test_two_processes_train_as_one_does_without_batch_norm(job: TrialJob) -> No
 def test_batch_norm_sees_a_share_as_it_sees_the_micro_batches_of_one_process(
     job: TrialJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two, weights_of_two = trained(changed(job, "two"), 2)
+    two, _ = trained(changed(job, "two"), 2)
     whole, _ = trained(changed(job, "whole"), 1)
     real = setup.make_model
 
@@ -112,15 +104,11 @@ def test_batch_norm_sees_a_share_as_it_sees_the_micro_batches_of_one_process(
         return model
 
     monkeypatch.setattr(setup, "make_model", of_halves)
-    halves, weights = trained(changed(job, "halves"), 1)
+    halves, _ = trained(changed(job, "halves"), 1)
     assert column(halves, "micro_batch") == column(two, "micro_batch") == [8, 8, 8]
     assert column(two, "train_loss") == pytest.approx(column(halves, "train_loss"), rel=1e-3)
     assert column(two, "train_loss") == pytest.approx(column(whole, "train_loss"), rel=0.2)
     assert column(two, "log_loss") == pytest.approx(column(whole, "log_loss"), rel=0.2)
-    means = [name for name in weights if name.endswith("running_mean")]
-    assert means
-    for name in means:
-        torch.testing.assert_close(weights_of_two[name], weights[name], rtol=0.1, atol=0.1)
 
 
 def refuse_more_than_half(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -128,55 +116,34 @@ def refuse_more_than_half(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) 
         raise torch.OutOfMemoryError
 
 
-def in_two(work: Callable[[Ranks], Any], folder: Path) -> list[Any]:
-    """What each of two ranks makes of it."""
-    with ProcessPoolExecutor(2, multiprocessing.get_context("forkserver")) as pool:
-        return list(pool.map(joined_by, [work] * 2, [folder / "meeting"] * 2, range(2)))
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return in_two(tmp_path_factory.mktemp("ranks"))
 
 
-def joined_by(work: Callable[[Ranks], Any], meeting: Path, rank: int) -> Any:
-    with joined(meeting, rank, 2) as ranks:
-        return work(ranks)
-
-
-def meet(ranks: Ranks) -> dict[str, Any]:
-    matrix, number = torch.full((2, 3), 1.0 + ranks.rank), torch.tensor(10.0 * ranks.rank)
-    ranks.average([matrix, number], weight=3 - 2 * ranks.rank)
-    ranks.reseed(1, 2, 3)
-    return {
-        "average": [*matrix.flatten().tolist(), float(number)],
-        "least": ranks.least(5 - ranks.rank),
-        "told": ranks.told(lambda: f"by {ranks.rank}"),
-        "gathered": ranks.gathered(np.full((1 + ranks.rank, 1), ranks.rank, np.float32)).ravel().tolist(),
-        "drawn": float(torch.rand(1)),
-    }
-
-
-def test_ranks_agree(tmp_path: Path) -> None:
-    first, second = in_two(meet, tmp_path)
-    for answer in (first, second):
+def test_ranks_agree(answers: list[dict[str, Any]]) -> None:
+    first, second = answers
+    for answer in answers:
         assert answer["average"] == pytest.approx([1.25] * 6 + [2.5])
         assert (answer["least"], answer["told"]) == (4, "by 0")
     assert (first["gathered"], second["gathered"]) == ([0, 1, 1], [1, 1])
     assert first["drawn"] != second["drawn"]
 
 
-def step_with_little_memory_on_one(ranks: Ranks) -> tuple[int, float, list[float]]:
-    model = Greedy(make_model(), fits=3 if ranks.rank else BATCH)
-    optimizer = torch.optim.SGD([{"params": list(model.parameters()), LAYER_GROUP: 0}], lr=1.0)
-    inputs, labels = make_batch()
-    loss = make_loss(LABELS, labels, balanced=False, smoothing=0.0)
-    stepper = Stepper(model, optimizer, loss, micro=MicroBatch(BATCH // 2, ranks), ranks=ranks)
-    own = ranks.share.part(BATCH)
-    return float(stepper.step(inputs[own], labels[own])), stepper.micro.size, moved(model.model).tolist()
-
-
-def test_what_does_not_fit_on_one_is_halved_on_all_and_the_gradient_stays(tmp_path: Path) -> None:
+def test_what_does_not_fit_on_one_is_halved_on_all_and_the_gradient_stays(answers: list[dict[str, Any]]) -> None:
     whole, loss, _ = stepped(BATCH)
-    for told, micro_batch, gradient in in_two(step_with_little_memory_on_one, tmp_path):
-        assert micro_batch == 3
-        assert told == pytest.approx(loss, rel=1e-5)
-        torch.testing.assert_close(torch.tensor(gradient), moved(whole), rtol=1e-4, atol=1e-7)
+    for answer in answers:
+        assert answer["micro_batch"] == 3
+        assert answer["loss"] == pytest.approx(loss, rel=1e-5)
+        torch.testing.assert_close(torch.tensor(answer["gradient"]), moved(whole), rtol=1e-4, atol=1e-7)
+
+
+def test_running_statistics_are_the_mean_of_the_ranks(answers: list[dict[str, Any]]) -> None:
+    shares = make_batch()[0].chunk(2)
+    mean = sum(float(share.mean()) for share in shares) / 2
+    variance = sum(float(share.var()) for share in shares) / 2
+    for answer in answers:
+        assert answer["running"] == pytest.approx((0.1 * mean, 0.9 + 0.1 * variance), rel=1e-4)
 
 
 def test_a_trials_own_failure_is_told_as_what_it_is(job: TrialJob) -> None:
@@ -228,3 +195,34 @@ def kill_the_second_within_the_second_epoch(place: Path) -> None:
     (second,) = (process for process in multiprocessing.active_children() if process.name == "rank 1 of 2")
     assert second.pid is not None
     os.kill(second.pid, signal.SIGKILL)
+
+
+ENDLESS = """
+import pickle, sys
+from ichsearch.search.processes import train
+train(pickle.loads(bytes.fromhex(sys.argv[1])), 2)
+"""
+
+
+def test_the_ranks_end_with_whoever_started_them(job: TrialJob) -> None:
+    endless = pickle.dumps(changed(job, "endless", epochs=1000)).hex()
+    parent = subprocess.Popen([sys.executable, "-c", ENDLESS, endless])
+    while not (job.folder.with_name("endless") / "metrics.json").exists():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    ranks = list(descendants(parent.pid))
+    assert len(ranks) >= 3, "two ranks, and the server that forked them"
+    parent.kill()
+    parent.wait()
+    assert not outlive(ranks, 30.0)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_search_trains_its_trials_by_several_processes(job: TrialJob, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    book, folder = open_book(root, 1), RunFolder(root)
+    write_json(folder.split, job.split.model_dump())
+    told = run(root, book, trainable(Assignment(job.shards, folder, {"test_resnet": None}, 1, 20, processes=2)))
+    assert reasons(root) == {"0000": "finished"}
+    assert [event.kind for event in told] == ["started", "finished"]
+    assert read_json(folder.trial("0000") / "metrics.json")["result"]["micro_batch"] == 4

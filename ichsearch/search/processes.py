@@ -1,7 +1,7 @@
 """One trial trained by this process, or by several of this node together: a GPU each, or on a CPU side by side.
 
-In: a `TrialJob`, a number of processes. Out: the trial's result, its epochs on the way. Several are supervised: the first one
-that fails or dies ends the others, and all end with the process that started them, however that ends.
+In: a `TrialJob`, a number of processes. Out: the trial's result, its epochs on the way. Several are supervised: the
+first one that fails or dies ends the others, and all end with the process that started them, however that ends.
 """
 
 import math
@@ -10,11 +10,10 @@ import os
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -47,6 +46,10 @@ class RankFailedError(Exception):
 
 class RankDiedError(RankFailedError):
     """One was killed; the others, which miss it, crash."""
+
+
+CAUSES: Final = (TrialFailedError, RankDiedError, Exception)
+"""What some ranks say because of another one comes last."""
 
 
 class _Rank(NamedTuple):
@@ -137,8 +140,7 @@ def _message(rank: _Rank) -> Any:
 
 def _cause(messages: list[Any]) -> Exception:
     """Of what was said at once: a trial's own failure, else a death, else the first error."""
-    errors = [message for message in messages if isinstance(message, Exception)]
-    return min(errors, key=lambda error: (not isinstance(error, TrialFailedError), not isinstance(error, RankDiedError)))
+    return next(message for kind in CAUSES for message in messages if isinstance(message, kind))
 
 
 def _work(

@@ -20,7 +20,8 @@ class Section(BaseModel):
 
 def _share_or_whole(gpus: float) -> float:
     if gpus > 1 and gpus != int(gpus):
-        raise ValueError(f"more than one GPU must be a whole number of them, but is {gpus:g}; say {int(gpus)} or {int(gpus) + 1}")
+        fewer = int(gpus)
+        raise ValueError(f"above 1 it must be a whole number of GPUs, but is {gpus:g}; say {fewer} or {fewer + 1}")
     return gpus
 
 

@@ -154,8 +154,8 @@ class Space(Section):
         if gpus != "auto" and gpus > 1 and least < 2 * gpus:
             raise SpaceRuleError(
                 ("resources", "gpus_per_trial"),
-                f"each GPU of a trial needs two slices of a batch, as BatchNorm does, but {gpus:g} GPUs share batches of "
-                f"{least}; lower gpus_per_trial or raise batch_size",
+                f"each GPU of a trial needs two slices of a batch, but {gpus:g} GPUs share batches of {least}; "
+                "lower gpus_per_trial or raise batch_size",
             )
 
     def _frozen_epochs(self) -> int:

@@ -32,6 +32,7 @@ from ichsearch.train.lineage import (
     METRICS,
     PREDICTIONS,
     WEIGHTS,
+    Lineage,
     Start,
     claim,
     find_start,
@@ -115,16 +116,11 @@ def run_trial(
         AlreadyRunningError: another process is at work on the folder.
     """
     device = device or pick_device()
-
-    def begin() -> Start | TrialResult:
-        lineage = claim(folder, config, lineage_of(config, slices, split, weights, parent))
-        return read_result(folder) or find_start(folder, config, lineage, parent)
-
     with _sole_writer(folder) if ranks.first else nullcontext():
-        start = ranks.told(begin)
+        start = ranks.told(lambda: _begun(folder, config, lineage_of(config, slices, split, weights, parent), parent))
         if isinstance(start, TrialResult):
             return start
-        try:
+        with _failing_for_good(folder):
             trainer = Trainer(
                 start,
                 slices,
@@ -139,12 +135,25 @@ def run_trial(
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)  # of batches that proved too large
             _train(trainer, config, folder, on_epoch, ranks)
-        except TrialFailedError:
-            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)  # nobody goes on from there
-            raise
-        except torch.OutOfMemoryError as error:  # not in a step, which knows how to shrink
-            raise TrialFailedError("out_of_memory", "the model, its optimizer or its slices do not fit") from error
         return ranks.told(lambda: _finish(trainer, start, slices, folder, device))
+
+
+def _begun(folder: Path, config: TrialConfig, lineage: Lineage, parent: Path | None) -> Start | TrialResult:
+    """Where the trial starts, or with what it has ended before."""
+    lineage = claim(folder, config, lineage)
+    return read_result(folder) or find_start(folder, config, lineage, parent)
+
+
+@contextmanager
+def _failing_for_good(folder: Path) -> Iterator[None]:
+    """A trial that can give no score leaves no checkpoint: nobody goes on from there."""
+    try:
+        yield
+    except TrialFailedError:
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        raise
+    except torch.OutOfMemoryError as error:  # not in a step, which knows how to shrink
+        raise TrialFailedError("out_of_memory", "the model, its optimizer or its slices do not fit") from error
 
 
 @contextmanager
