@@ -217,6 +217,7 @@ def test_the_ranks_end_with_whoever_started_them(job: TrialJob) -> None:
     assert not outlive(ranks, 30.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_trains_its_trials_by_several_processes(job: TrialJob, tmp_path: Path) -> None:
     root = tmp_path / "run"
