@@ -24,7 +24,7 @@ from torch import Tensor
 from ichsearch.data.sampling import Share, seed_of
 from ichsearch.train.metrics import FloatArray
 
-LONGEST_WAIT = timedelta(minutes=10)
+LONGEST_WAIT: Final = timedelta(minutes=10)
 """For another rank, which may read slices, or write what a trial leaves; then the trial has crashed."""
 LOOPBACK: Final = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 """All ranks are on one node, and nobody else has a say."""
