@@ -12,13 +12,14 @@ import torch
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
 from ichsearch.files import read_json
+from ichsearch.search.processes import TrialJob, train
 from ichsearch.search.run_folder import REPLAY, ReplayRecord, RunFolder, replay_name
 from ichsearch.search.watchdog import explain_hang, has_hung
 from ichsearch.search.worker import CHECKPOINT_EVERY_S, CRASHED, TIMED_OUT, Assignment, attempt
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.held_out import score_held_out
 from ichsearch.train.lineage import STATE, WEIGHTS
-from ichsearch.train.trial import TrialResult, read_result, run_trial
+from ichsearch.train.trial import TrialResult, read_result
 
 
 class Link(NamedTuple):
@@ -71,7 +72,6 @@ def run_replay(replay: Replay, assignment: Assignment, retries: int) -> tuple[Re
 
     A crash is tried again `retries` times, each time from the newest checkpoint.
     """
-    torch.set_num_threads(assignment.threads)
     reason, parent = "", None
     for link in replay.chain:
         place = assignment.folder.replay(replay.name_of(link))
@@ -101,16 +101,18 @@ def _trained(replay: Replay, link: Link, parent: Path | None, place: Path, assig
 
 def _run(replay: Replay, link: Link, parent: Path | None, place: Path, assignment: Assignment) -> TrialResult:
     config = link.config.model_copy(update={"seed": replay.seed})
-    return run_trial(
+    to_do = TrialJob(
         config,
-        open_slices(assignment.shards, config.size),
+        assignment.shards,
         _split(assignment.folder, replay.fold),
         place,
         weights=assignment.weights[config.backbone],
         parent=parent,
+        threads=assignment.threads,
         checkpoint_every_s=CHECKPOINT_EVERY_S,
         limit_s=assignment.limit_s,
     )
+    return train(to_do, assignment.processes)
 
 
 def _split(folder: RunFolder, fold: int) -> Split:

@@ -111,8 +111,8 @@ def _least_share(resources: Resources, nodes: Sequence[Node]) -> float:
 
 def _auto_cpus(nodes: Sequence[Node], gpus: float) -> float:
     if gpus:
-        per_gpu = min((node.get("CPU", 0.0) / node["GPU"] * gpus for node in nodes if node.get("GPU")), default=1.0)
-        return float(max(1, min(MAX_CPUS_PER_GPU, int(per_gpu))))
+        share = min((node.get("CPU", 0.0) / node["GPU"] * gpus for node in nodes if node.get("GPU")), default=1.0)
+        return float(max(1, min(MAX_CPUS_PER_GPU * max(1, int(gpus)), int(share))))
     return float(max(1, int(_most(nodes, "CPU")) // TRIALS_PER_CPU_NODE))
 
 
@@ -138,6 +138,17 @@ def has_room(nodes: Iterable[Node], running: Iterable[Request], request: Request
 
 def _size(request: Request) -> tuple[float, float]:
     return request["GPU"], request["CPU"]
+
+
+def processes_of(request: Request) -> int:
+    """How many processes train a trial: one a GPU."""
+    return max(1, int(request["GPU"]))
+
+
+def of_one_process(request: Request) -> Request:
+    """What one process of a trial takes of it: a GPU at most, and its share of the cores."""
+    processes = processes_of(request)
+    return {"CPU": max(1.0, request["CPU"] // processes), "GPU": request["GPU"] / processes}
 
 
 def as_ray_options(request: Request) -> dict[str, Any]:

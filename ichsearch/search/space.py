@@ -113,6 +113,7 @@ class Space(Section):
                 ("confirm",), "a fold of new patients confirms a run, but split slice has none; remove confirm"
             )
         self._check_rungs()
+        self._check_shares()
         self._check_entries()
         if self.strategy == "grid":
             self._check_grid()
@@ -152,6 +153,15 @@ class Space(Section):
                 ("promotion", "first_epochs"),
                 f"fine_tune needs more epochs than frozen ones, but the first rung may have {first} and {frozen}; "
                 "raise first_epochs, or say auto",
+            )
+
+    def _check_shares(self) -> None:
+        gpus, least = self.resources.gpus_per_trial, min(self.values_of("batch_size"))
+        if gpus != "auto" and gpus > 1 and least < 2 * gpus:
+            raise SpaceRuleError(
+                ("resources", "gpus_per_trial"),
+                f"each GPU of a trial needs two slices of a batch, but {gpus:g} GPUs share batches of {least}; "
+                "lower gpus_per_trial or raise batch_size",
             )
 
     def _frozen_epochs(self) -> int:

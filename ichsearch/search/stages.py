@@ -15,7 +15,7 @@ from ichsearch.files import read_json
 from ichsearch.model.weights import StartWeights, obtain_weights
 from ichsearch.search import events
 from ichsearch.search.events import Event
-from ichsearch.search.resources import Request, as_ray_options, slots
+from ichsearch.search.resources import Request, as_ray_options, of_one_process, processes_of, slots
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
 from ichsearch.search.worker import Assignment, find_curve, gpu_memory_mb, warm_cache
@@ -49,7 +49,8 @@ def assignment_of(
     """What workers must know."""
     paths = {name: start.path for name, start in weights.items()}
     limit_s = inf if space.trial_limit_s is None else space.trial_limit_s
-    return Assignment(shards, folder, paths, int(whole["CPU"]), space.lr_finder.steps, limit_s)
+    threads, processes = int(whole["CPU"]), processes_of(whole)
+    return Assignment(shards, folder, paths, threads, space.lr_finder.steps, limit_s, processes=processes)
 
 
 def warm_nodes(sizes: Iterable[int], shards: Path, whole: Request) -> float | None:
@@ -79,13 +80,16 @@ def seen_mb(curves: Curves) -> dict[str, float]:
 
 
 def lr_stage(space: Space, assignment: Assignment, whole: Request, watchers: Watchers) -> Curves:
-    """The LR finder's curve of every configuration that needs one; those of an earlier start are kept."""
+    """The LR finder's curve of every configuration that needs one; those of an earlier start are kept.
+
+    It has one GPU where a trial has several: a step's gradient is the same on one as on many.
+    """
     configs = space.input_configs()
     curves = {config: curve for config in configs if (curve := _known_curve(config, assignment))}
     missing = [config for config in configs if config not in curves]
     if missing:
         watchers.tell(events.lr_stage(len(missing)))
-    for curve in fan_out(find_curve, missing, assignment, **as_ray_options(whole)):
+    for curve in fan_out(find_curve, missing, assignment, **as_ray_options(of_one_process(whole))):
         curves[curve.config] = curve
         watchers.draw_curve(curve, assignment.folder.curve(curve.config).with_suffix(".png"))
         watchers.tell(events.lr(curve))

@@ -5,7 +5,6 @@ In: paths and configurations. Out: files in the run folder.
 
 import errno
 import math
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,11 +16,12 @@ from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
 from ichsearch.errors import AlreadyRunningError, IchsearchError
 from ichsearch.files import read_json, write_json, write_text
+from ichsearch.search.processes import TrialJob, place_of, train
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import LEAST_GRACE_S, ended_when_hung, hangs_after_s, has_hung
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
 from ichsearch.train.lr_finder import FALLBACK_LR, LrCurve, find_lr
-from ichsearch.train.trial import TrialResult, run_trial
+from ichsearch.train.trial import TrialResult
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 CHECKPOINT_EVERY_S: Final = 300.0
@@ -35,7 +35,7 @@ CRASHED: Final = "crashed"
 
 
 class Assignment(NamedTuple):
-    """What every worker of a run needs to know."""
+    """What every worker of a run needs to know; `threads` and `processes` are those of a trial."""
 
     shards: Path
     folder: RunFolder
@@ -44,6 +44,7 @@ class Assignment(NamedTuple):
     lr_steps: int
     limit_s: float = math.inf
     least_grace_s: float = LEAST_GRACE_S
+    processes: int = 1
 
 
 def warm_cache(size: int, shards: Path) -> int:
@@ -61,7 +62,7 @@ def find_curve(config: InputConfig, assignment: Assignment) -> LrCurve:
 
     A backbone that cannot be trained must not end the run: its trials will fail, and be told to the sampler.
     """
-    torch.set_num_threads(assignment.threads)
+    torch.set_num_threads(max(1, assignment.threads // assignment.processes))
     slices = open_slices(assignment.shards, config.size)
     split = Split.model_validate(read_json(assignment.folder.split))
     weights = assignment.weights[config.backbone]
@@ -128,19 +129,19 @@ def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]
 
 
 def _run(job: dict[str, Any], assignment: Assignment, folder: Path) -> TrialResult:
-    torch.set_num_threads(job["threads"])
     config = TrialConfig.model_validate(job["config"])
-    return run_trial(
+    to_do = TrialJob(
         config,
-        open_slices(assignment.shards, config.size),
+        assignment.shards,
         Split.model_validate(read_json(assignment.folder.split)),
         folder,
         weights=assignment.weights[config.backbone],
         parent=assignment.folder.trial(job["parent"]) if job["parent"] else None,
-        on_epoch=_report_epoch,
+        threads=job["threads"],
         checkpoint_every_s=CHECKPOINT_EVERY_S,
         limit_s=assignment.limit_s,
     )
+    return train(to_do, assignment.processes, _report_epoch)
 
 
 def _report_epoch(record: dict[str, Any]) -> None:
@@ -149,7 +150,5 @@ def _report_epoch(record: dict[str, Any]) -> None:
 
 def _keep_error(path: Path, error: Exception) -> None:
     """What went wrong and where in the code, without any path of the machine."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = "\n".join(f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames)
     what = error.strerror if isinstance(error, OSError) else error
-    write_text(path, f"{type(error).__name__}: {what}\n{where}\n")
+    write_text(path, f"{type(error).__name__}: {what}\n{place_of(error)}\n")

@@ -1,6 +1,7 @@
 """The loop of a trial: epochs of steps, each epoch judged, the best one kept, and checkpoints to go on from.
 
-In: a `Start`, data, and the trial's folder. Out: records of epochs, and files in the folder.
+In: a `Start`, data, and the trial's folder. Out: records of epochs, and files in the folder. Of several ranks all train
+and predict; the first one alone judges, watches the clock, and writes.
 """
 
 import time
@@ -27,6 +28,7 @@ from ichsearch.train.lineage import CHECKPOINT, METRICS, STATE, Start
 from ichsearch.train.memory import MicroBatch
 from ichsearch.train.metrics import FloatArray, Scores, better, score
 from ichsearch.train.optimizer import set_step
+from ichsearch.train.parallel import ALONE, Ranks
 from ichsearch.train.predictions import truth_of
 from ichsearch.train.schedule import Step, phase_of, phases, step_at
 from ichsearch.train.setup import make_training, parts_of
@@ -68,16 +70,19 @@ class Trainer:
         device: torch.device,
         checkpoint_every_s: float,
         limit_s: float,
+        ranks: Ranks = ALONE,
     ) -> None:
         config = self._config = start.config
+        self._ranks = ranks
         self._folder, self._checkpoint_every_s, self._limit_s = folder, checkpoint_every_s, limit_s
         parts = parts_of(slices, split, config.min_brain, config.task)
         # Before the training: that finds out how large a batch fits into what is left of a GPU's memory.
-        self._validation = Batches(slices, parts.validation, config.recipe, device)
+        judged = parts.validation[ranks.share.part(len(parts.validation))]
+        self._validation = Batches(slices, judged, config.recipe, device)
         self.validation_rows = parts.validation
         self.truth = truth_of(slices, parts.validation, config.labels)
         self._patients = slices.table["patient"].to_numpy(np.str_)[parts.validation]
-        self._training = make_training(config, slices, parts.train, weights, device)
+        self._training = make_training(config, slices, parts.train, weights, device, ranks)
         self._evaluated = MicroBatch(2 * self._training.stepper.micro.size)  # nothing is kept for a backward pass
         self._plan, self._pretrained = phases(config), weights is not None
         self._guard, self.parameters_m = LossGuard(), parameters_m(self.model)
@@ -132,7 +137,12 @@ class Trainer:
     def run(self, on_epoch: EpochCallback) -> None:
         """Train all epochs that are missing."""
         for epoch in range(self.epochs_done, self._config.epochs):
-            record = self._epoch(epoch)
+            trained = self._trained(epoch)
+            start_s = time.monotonic()
+            probabilities = self._predict()
+            if not self._ranks.first:
+                continue
+            record = self._judged(epoch, probabilities, *trained, start_s)
             write_json(self._folder / METRICS, {"epochs": self.history})
             waited_s = time.monotonic() - self._saved_at_s
             worth_s = min(SECONDS_BETWEEN_CHECKPOINTS, self._save_s / CHECKPOINT_SHARE)
@@ -145,17 +155,22 @@ class Trainer:
         if self._config.epochs < self._config.cycle.stop:
             self._save(STATE, self._config.epochs)
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
+    def _trained(self, epoch: int) -> tuple[float, float]:
+        """Train an epoch, or what is left of it; its loss and seconds."""
         within = self._state.records["within"] or {"step": 0, "loss": 0.0, "trained_s": 0.0}
         if not (self._resumed and within["step"]):
             torch.manual_seed(self._config.seed * 1_000_003 + epoch)  # dropout; whoever resumes here draws the same
         self._resumed = False
         phase, _ = phase_of(self._plan, epoch - self._config.cycle.start)
         (freeze_body if phase.body_frozen and self._pretrained else unfreeze)(self.model)
-        train_loss, trained_s = self._train(epoch, **within)
+        trained = self._train(epoch, **within)
         self._state.records["within"] = None
-        start_s = time.monotonic()
-        probabilities = self._predict()
+        return trained
+
+    def _judged(
+        self, epoch: int, probabilities: FloatArray, train_loss: float, trained_s: float, start_s: float
+    ) -> dict[str, Any]:
+        """The record of an epoch, of which judging began at `start_s`."""
         scores = score(self.truth, probabilities, self._config.labels, self._patients)
         record = {
             "epoch": epoch + 1,
@@ -178,10 +193,13 @@ class Trainer:
         start_s = time.monotonic() - trained_s
         self.model.train()
         for number, (inputs, labels) in enumerate(batches.train(epoch, first_step=step), start=step):
+            self._ranks.reseed(self._config.seed, epoch, number)
             set_step(self._training.optimizer, *self._step_at(epoch, number))
             loss_now = self._training.stepper.step(inputs, labels)
             self._guard.watch(loss_now)
             total += loss_now
+            if not self._ranks.first:
+                continue
             self._require_time(time.monotonic() - start_s)
             if number + 1 < steps and time.monotonic() - self._saved_at_s >= self._checkpoint_every_s:
                 passed_s = time.monotonic() - start_s
@@ -208,7 +226,8 @@ class Trainer:
 
     def _predict(self) -> FloatArray:
         stepper = self._training.stepper
-        probabilities = predict(self.model, self._validation.evaluate(), micro=self._evaluated, kind=stepper.kind)
+        inputs = self._validation.evaluate()
+        probabilities = self._ranks.gathered(predict(self.model, inputs, micro=self._evaluated, kind=stepper.kind))
         if not np.isfinite(probabilities).all():
             raise TrialFailedError("diverged", "a prediction is not finite")
         return probabilities
