@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import pandas as pd
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.table import Table
 
 from ichsearch.data.split import LEAKY
+from ichsearch.terminal import literal
 
 HEADINGS: Final = (
     "run", "backbone", "batch", "epochs", "px", "paper", "accuracy", "95 %", "nothing", LEAKY, "AUROC",
@@ -22,7 +22,7 @@ def as_table(runs: pd.DataFrame) -> Table:
     """A row a run: the paper's accuracy, ours by patient, the leaky one marked, and predicting nothing."""
     table = Table(*HEADINGS, box=SIMPLE, pad_edge=False)
     for row in runs.to_dict("records"):
-        table.add_row(*map(escape, _cells(row)))
+        table.add_row(*map(literal, _cells(row)))
     return table
 
 
