@@ -39,7 +39,7 @@ from ichsearch.train.lineage import (
 from ichsearch.train.metrics import Scores
 from ichsearch.train.predictions import prediction_table
 from ichsearch.train.setup import pick_device
-from ichsearch.train.trainer import EpochCallback, Trainer
+from ichsearch.train.trainer import EpochCallback, MustStop, Trainer
 
 OTHER_WRITER_S: Final = 20.0
 """How long the last writer of a trial's folder is waited for."""
@@ -86,6 +86,7 @@ def run_trial(
     on_epoch: EpochCallback = lambda record: None,
     checkpoint_every_s: float = math.inf,
     limit_s: float = math.inf,
+    must_stop: MustStop = lambda: False,
 ) -> TrialResult:
     """Train until the chain has `config.epochs` epochs and score the best one on the validation fold.
 
@@ -103,10 +104,12 @@ def run_trial(
         on_epoch: called after each epoch with its record (epoch, losses, scores, seconds, images_per_s).
         checkpoint_every_s: how often to write a checkpoint, within epochs too; inf: now and then between them.
         limit_s: the trial ends when its own epochs have taken longer, those before an interruption included.
+        must_stop: asked at each step; when it says so, the trial writes a checkpoint and stops.
 
     Raises:
         TrialFailedError: the loss runs away, the score is undefined, memory does not suffice in any way, a batch is
             larger than the data, or the trial takes too long.
+        TrialStoppedError: it was told to stop; called again, it goes on from there.
         AlreadyRunningError: another process is at work on the folder.
     """
     device = device or pick_device()
@@ -125,6 +128,7 @@ def run_trial(
                 device=device,
                 checkpoint_every_s=checkpoint_every_s,
                 limit_s=limit_s,
+                must_stop=must_stop,
             )
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)  # of batches that proved too large
