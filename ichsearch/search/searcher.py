@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ray.tune.search import Searcher
 
@@ -73,8 +73,8 @@ class BookSearcher(Searcher):
     else goes wrong here is kept in `failure`, since Ray Tune would take it for a fault of the trial. It has `given_up`
     when the run's time is over and no node is left that could hold the trials that Ray Tune has: they may never begin.
 
-    A trial that crashed is tried again `max_retries` times, elsewhere if there is room. The book hands it out again, not
-    Ray Tune, which could neither send it elsewhere nor tell a crash from the loss of a node.
+    A trial that crashed is tried again `max_retries` times, elsewhere if there is room. The book hands it out again,
+    not Ray Tune, which could neither send it elsewhere nor tell a crash from the loss of a node.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class BookSearcher(Searcher):
         self._places: dict[str, str] = {}
         self._told: set[str] = set()
         self._crashes = Counter[str]()
+        self._crashed: list[Started] = []
         self._crashed_on: dict[str, str] = {}
         self._images_per_s: dict[str, float] = {}
         self._quiet_until_s = 0.0
@@ -115,13 +116,13 @@ class BookSearcher(Searcher):
         if not self._has_room(nodes, self._requests.least):
             self._quiet_until_s = time.monotonic() + NODES_EVERY_S
             return None
-        started = None if self.disk_full else self._book.next()
+        started = None if self.disk_full else self._next(nodes)
         if isinstance(started, Started):
-            request = self._requests.of(started.config.backbone)
-            avoid = (live.keys() - nodes.keys()) | self._last_place(started, nodes, request)
+            last = {self._crashed_on.get(started.record.trial, "")} & nodes.keys()
+            avoid = (live.keys() - nodes.keys()) | (last if self._has_room_elsewhere(started, nodes) else set())
             self._running[trial_id] = started
             self._tell_start(started)
-            return job_of(started, request, avoid)
+            return job_of(started, self._requests.of(started.config.backbone), avoid)
         if started is None and (self.disk_full or not self._running):
             return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
         self._quiet_until_s = math.inf if self._running else time.monotonic() + NODES_EVERY_S
@@ -133,11 +134,27 @@ class BookSearcher(Searcher):
             self._told.add(started.record.trial)
             self._hear.on_start(started)
 
-    def _last_place(self, started: Started, nodes: Mapping[str, Node], request: Request) -> set[str]:
-        """Where a trial crashed that is run again, if another node has room for it now."""
-        last = self._crashed_on.get(started.record.trial, "")
+    def _next(self, nodes: Mapping[str, Node]) -> Started | Literal["wait"] | None:
+        """A trial that crashed once another node has room for it; else one of the book's."""
+        elsewhere = (started for started in self._crashed if self._has_room_elsewhere(started, nodes))
+        found = next(elsewhere, None) or self._book.next()
+        if not isinstance(found, Started) and self._crashed:
+            found = self._crashed[0]
+        if found in self._crashed:
+            self._crashed.remove(found)
+        return found
+
+    def _has_room_elsewhere(self, started: Started, nodes: Mapping[str, Node]) -> bool:
+        """Whether a trial could start now on another node than that on which it crashed."""
+        last = self._crashed_on.get(started.record.trial)
         others = {name: node for name, node in nodes.items() if name != last}
-        return {last} if last in nodes and self._has_room(others, request) else set()
+        return self._has_room(others, self._requests.of(started.config.backbone))
+
+    def _could_run_elsewhere(self, started: Started, node: str | None) -> bool:
+        """Whether another node of those to be used could hold a trial, if it were free."""
+        usable = self._nodes.usable(self._nodes.live())
+        request = self._requests.of(started.config.backbone)
+        return any(slots(usable[name], request) for name in usable.keys() - {node})
 
     def _waits_in_vain(self, nodes: Mapping[str, Node]) -> bool:
         """Whether no node could hold any trial, and the run's time is over; a long wait is told once."""
@@ -205,7 +222,10 @@ class BookSearcher(Searcher):
         elif reason == LEAVING or again:
             if node and reason == LEAVING:
                 self._nodes.leaves(node)
-            self._book.hand_back(started)
+            if again == reason and self._could_run_elsewhere(started, node):
+                self._crashed.append(started)
+            else:
+                self._book.hand_back(started)
             self._hear.on_again(started, again or reason, node)
         else:
             self._book.tell_failed(started, reason)
