@@ -44,13 +44,17 @@ class Machines:
     """A cluster: a head that runs no trial, and nodes with one slot each unless said otherwise."""
 
     def __init__(self, folder: Path, nodes: int, cores: int = 1) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(cores)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self._said = folder / "said"
+        (folder / "ray").mkdir()  # where Ray notes the address
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, str(folder), str(cores)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                env=os.environ | {"RAY_TMPDIR": str(folder)},
+            )
         self.address = str(self._read())
         self.nodes = [self._ask("add") for _ in range(nodes)]
 
@@ -107,7 +111,7 @@ class Machines:
             if line.startswith(ANSWER):
                 answer = json.loads(line.removeprefix(ANSWER))
                 return Node(*answer) if isinstance(answer, list) else answer
-        raise AssertionError("the cluster has ended")
+        raise AssertionError(f"the cluster has ended: {self._said.read_text()[-2000:]}")
 
 
 def trial_of(pid: int) -> str:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ parameters: {backbone: test_resnet, batch_size: 8, size: 32, channels: hu, lr: {
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(ichsearch_home: Path) -> Iterator[Machines]:  # noqa: ARG001 - its environment is what Ray's workers inherit
     with private_ray(), machines(2) as made:
         yield made
@@ -81,3 +83,43 @@ def test_a_trial_outlives_notices_and_the_loss_of_its_node(cluster: Machines, tm
     assert epochs[: len(kept)] == kept, "the loss of a node costs what came after the checkpoint"
     assert epochs[: len(drained)] == drained
     assert list(pd.read_csv(out / "leaderboard.csv")["status"]).count("finished") == 1
+
+
+CRASHING = """
+import json, logging, os, sys, time
+from pathlib import Path
+import ray
+from test_searcher import finishing, open_book, run
+address, bad, root = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+def crash(job):
+    time.sleep(0.5)
+    if ray.get_runtime_context().get_node_id() == bad:
+        os._exit(1)
+
+told = run(root, open_book(root, 6), finishing(root, crash))
+print(json.dumps([[event.kind, event.facts] for event in told]))
+"""
+
+
+def test_a_node_where_trials_only_crash_is_avoided_and_named(cluster: Machines, tmp_path: Path) -> None:
+    bad, good = cluster.nodes
+    arguments = [cluster.address, bad.id, str(tmp_path / "run")]
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", CRASHING, *arguments],
+        env=os.environ | paths,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    kinds = [kind for kind, _ in told]
+    assert (kinds.count("finished"), kinds.count("failed"), kinds.count("again")) == (6, 0, 2)
+    (avoided,) = [facts["node"] for kind, facts in told if kind == "avoided"]
+    assert bad.id[:8] in avoided
+    assert good.id[:8] not in avoided
+    attempts = [path.read_text().count("\n") for path in (tmp_path / "run").glob("trials/*/attempts")]
+    assert sum(attempts) == 6 + 2, "no further trial was sent there"
