@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from clusters import Machines, machines, signal_all
+from clusters import Machines, Node, machines, signal_all
 from searches import Driver, descendants, outlive, private_ray
 from slice_sets import make_rows, write_shards
 from spaces import write_space
@@ -59,51 +59,40 @@ class Chaos:
         return self.drivers[-1]
 
     def strike(self, kind: str) -> None:
-        """Do one thing to the search, some time after it runs; a driver that has ended by itself is left alone."""
+        """Do one thing to the search, some time after it runs; one that has ended meanwhile is left alone."""
         until_s = time.monotonic() + float(self._random.uniform(0.2, 2.0))
-        if not self.driver.wait_for(lambda: time.monotonic() > until_s and any(self._cluster.workers())):
-            return
+        self.driver.wait_for(lambda: time.monotonic() > until_s and any(self._cluster.workers()))
         self.note_finished()
-        node, pid, _ = self._any_worker()
-        with suppress(ProcessLookupError):
-            self._does(kind)(node, pid)
-            self.faults[kind] += 1
-
-    def _any_worker(self) -> tuple[object, int, str]:
         found = list(self._cluster.workers())
-        return found[int(self._random.integers(len(found)))] if found else (self._cluster.nodes[0], 0, "")
+        if self.driver.process.poll() is None and found:
+            node, pid, _ = found[int(self._random.integers(len(found)))]
+            with suppress(ProcessLookupError):
+                self._do(kind, node, pid)
+                self.faults[kind] += 1
 
-    def _does(self, kind: str) -> Callable[..., None]:
-        return {
-            "kill worker": lambda node, pid: os.kill(pid or os.getpid() + 10**6, signal.SIGKILL),
-            "notice": lambda node, pid: os.kill(pid or os.getpid() + 10**6, signal.SIGTERM),
-            "pause worker": self._pause,
-            "lose node": self._replace,
-            "freeze node": self._freeze,
-            "kill driver": lambda node, pid: self._again(),
-        }[kind]
-
-    def _pause(self, node: object, pid: int) -> None:  # noqa: ARG002
-        os.kill(pid or os.getpid() + 10**6, signal.SIGSTOP)
-        time.sleep(1.5)
-        os.kill(pid, signal.SIGCONT)
-
-    def _replace(self, node: object, pid: int) -> None:  # noqa: ARG002
-        self._cluster.add()
-        self._cluster.lose(node)  # type: ignore[arg-type]
-
-    def _freeze(self, node: object, pid: int) -> None:  # noqa: ARG002
-        """Long enough that Ray takes it for lost; what thaws finds that out."""
-        stopped = [node.raylet, *descendants(node.raylet)]  # type: ignore[attr-defined]
-        signal_all(stopped, signal.SIGSTOP)
-        self._cluster.add()
-        time.sleep(6)
-        signal_all(stopped, signal.SIGCONT)
-        self._cluster.lose(node)  # type: ignore[arg-type]
-
-    def _again(self) -> None:
-        self._orphans += self.driver.kill()
-        self.drivers.append(Driver(self._command, self.out.parent / f"driver{len(self.drivers)}"))
+    def _do(self, kind: str, node: Node, pid: int) -> None:
+        match kind:
+            case "kill worker":
+                os.kill(pid, signal.SIGKILL)
+            case "notice":
+                os.kill(pid, signal.SIGTERM)
+            case "pause worker":
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(1.5)
+                os.kill(pid, signal.SIGCONT)
+            case "lose node":
+                self._cluster.add()
+                self._cluster.lose(node)
+            case "freeze node":  # long enough that Ray takes it for lost; what thaws finds that out
+                stopped = [node.raylet, *descendants(node.raylet)]
+                signal_all(stopped, signal.SIGSTOP)
+                self._cluster.add()
+                time.sleep(6)
+                signal_all(stopped, signal.SIGCONT)
+                self._cluster.lose(node)
+            case "kill driver":
+                self._orphans += self.driver.kill()
+                self.drivers.append(Driver(self._command, self.out.parent / f"driver{len(self.drivers)}"))
 
     def note_finished(self) -> None:
         """What the last driver has told as finished must stay."""
