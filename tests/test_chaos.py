@@ -51,7 +51,7 @@ class Chaos:
         self._random = np.random.default_rng(seed)
         self.drivers = [Driver(self._command, folder / "driver0")]
         self.faults, self.scores = Counter[str](), dict[str, float]()
-        self._orphans: list[int] = []
+        self.starts_s, self._orphans = list[float](), list[int]()
 
     @property
     def driver(self) -> Driver:
@@ -93,6 +93,8 @@ class Chaos:
             case "kill driver":
                 self._orphans += self.driver.kill()
                 self.drivers.append(Driver(self._command, self.out.parent / f"driver{len(self.drivers)}"))
+                if self.driver.wait_for(lambda: bool(self.driver.events("started"))):
+                    self.starts_s.append(time.monotonic() - self.driver.began_s)
 
     def note_finished(self) -> None:
         """What the last driver has told as finished must stay."""
@@ -149,6 +151,7 @@ def test_a_search_outlives_fifty_random_faults(cluster: Machines, tmp_path: Path
     while chaos.driver.process.poll() is None and chaos.faults.total() < 60:
         chaos.strike(str(random.choice([*KINDS, "freeze node"])))
     chaos.end()
-    print(dict(chaos.faults), f"{len(chaos.drivers)} drivers, {trials} trials")  # noqa: T201 - what was done
+    starts = f"a killed driver's run went on after {[round(seconds, 1) for seconds in chaos.starts_s]} s"
+    print(dict(chaos.faults), f"{trials} trials", starts)  # noqa: T201 - what was done
     assert chaos.faults.total() >= 50
     assert_nothing_lost(chaos, trials)
