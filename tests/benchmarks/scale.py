@@ -77,7 +77,7 @@ def main() -> None:
         figures["clusters"] = []
         for slots in options.slots:
             figures["clusters"].append(_cluster(slots, options))
-            sys.stderr.write(f"{slots} slots: done\n")
+            sys.stderr.write(f"{json.dumps(figures['clusters'][-1])}\n")
         _show_clusters(figures["clusters"])
     sys.stdout.write(json.dumps(figures, allow_nan=False) + "\n")
 
