@@ -19,7 +19,7 @@ from spaces import write_space
 SPACE = """\
 name: moving
 trials: 1
-epochs: 150
+epochs: 200
 max_retries: 0
 pretrained: no
 resources: {cpus_per_trial: 1}
@@ -78,11 +78,13 @@ def test_a_trial_outlives_notices_and_the_loss_of_its_node(cluster: Machines, tm
     assert [event["reason"] for event in driver.events("again")] == ["node leaves", "node lost", "node leaves"]
     assert [event["trial"] for event in driver.events("started", "finished")] == ["0000", "0000"]
     epochs = epochs_of(out)
-    assert len(epochs) == 150
+    assert len(epochs) == 200
     assert epochs[: len(told)] == told, "a notice costs no epoch"
     assert epochs[: len(kept)] == kept, "the loss of a node costs what came after the checkpoint"
     assert epochs[: len(drained)] == drained
     assert list(pd.read_csv(out / "leaderboard.csv")["status"]).count("finished") == 1
+    cluster.lose(third)
+    cluster.add()
 
 
 CRASHING = """
