@@ -103,6 +103,7 @@ def test_a_trial_that_crashed_waits_for_another_node_while_others_use_its_place(
     searcher.on_trial_complete("4", error=True)
     assert told["again"] == [("0000", "crashed", "a")]
     assert reasons(tmp_path) == {"0000": "crashed", "0001": "diverged", "0002": "running"}
+    assert "on node b" in (tmp_path / "trials" / "0000" / "error.txt").read_text()
 
 
 def test_a_node_where_trials_only_crash_is_avoided_and_does_not_count_against_them(tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from ray.tune.search import Searcher
 
+from ichsearch.files import write_text
 from ichsearch.search.book import Book, Started
 from ichsearch.search.nodes import Nodes
 from ichsearch.search.resources import Node, Request, Requests, has_room, slots
@@ -64,6 +66,23 @@ def label_of(started: Started) -> str:
     """A trial's name for Ray's dashboard and the process list: `resnet18-b32-4ep-0007`."""
     backbone = NO_NAME.sub("_", started.config.backbone)[:LONGEST_NAME]
     return f"{backbone}-b{started.config.batch_size}-{started.config.epochs}ep-{started.record.trial}"
+
+
+def _reason_of(folder: Path, error: str | None, result: dict[str, Any]) -> str:
+    """Why a trial has no score; `error` is Ray's account of a lost worker."""
+    if has_hung(folder):
+        explain_hang(folder)
+        return TIMED_OUT
+    if error is not None:
+        return "out_of_memory" if LOW_ON_MEMORY in error else CRASHED
+    return str(result.get("reason") or CRASHED)
+
+
+def _explain_death(folder: Path, reason: str, node: str | None) -> None:
+    """Say where it was that a process ended without a word of its own."""
+    if not (folder / "error.txt").is_file():
+        where = f" on node {node[:8]}" if node else ""
+        write_text(folder / "error.txt", f"{reason}: the worker process ended{where}, and left no error\n")
 
 
 class BookSearcher(Searcher):
@@ -206,30 +225,28 @@ class BookSearcher(Searcher):
             self._book.tell_finished(started, finished)
             self._hear.on_end(started, finished, "")
             return
-        again = ""
-        if has_hung(folder):
-            explain_hang(folder)
-            reason = TIMED_OUT
-        elif error is not None:
-            reason = "out_of_memory" if LOW_ON_MEMORY in error else CRASHED
-            again = self._why_again(started, node, reason)
-        else:
-            reason = str(result.get("reason") or CRASHED)
+        reason = _reason_of(folder, error, result)
+        again = self._why_again(started, node, reason) if error is not None and reason != TIMED_OUT else ""
         if reason == NO_ROOM:
             self.disk_full = True
         elif reason == BUSY:
             self._book.hand_back(started)
         elif reason == LEAVING or again:
-            if node and reason == LEAVING:
-                self._nodes.leaves(node)
-            if again == reason and self._could_run_elsewhere(started, node):
-                self._crashed.append(started)
-            else:
-                self._book.hand_back(started)
-            self._hear.on_again(started, again or reason, node)
+            self._run_again(started, node, again or reason)
         else:
+            if error is not None:
+                _explain_death(folder, reason, node)
             self._book.tell_failed(started, reason)
             self._hear.on_end(started, None, reason)
+
+    def _run_again(self, started: Started, node: str | None, reason: str) -> None:
+        if node and reason == LEAVING:
+            self._nodes.leaves(node)
+        if reason not in (LEAVING, NODE_LOST) and self._could_run_elsewhere(started, node):
+            self._crashed.append(started)
+        else:
+            self._book.hand_back(started)
+        self._hear.on_again(started, reason, node)
 
     def _why_again(self, started: Started, node: str | None, reason: str) -> str:
         """Why a trial that a worker was lost with is run again; "" if that tells enough of its configuration.
