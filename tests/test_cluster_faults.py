@@ -19,7 +19,7 @@ from spaces import write_space
 SPACE = """\
 name: moving
 trials: 1
-epochs: 200
+epochs: 60
 max_retries: 0
 pretrained: no
 resources: {cpus_per_trial: 1}
@@ -47,7 +47,7 @@ def checkpoint_of(out: Path) -> int:
 
 
 def test_a_trial_outlives_notices_and_the_loss_of_its_node(cluster: Machines, tmp_path: Path) -> None:
-    write_shards(tmp_path / "shards", make_rows(patients=15, slices=4), 32)
+    write_shards(tmp_path / "shards", make_rows(patients=60, slices=6), 32)
     out = tmp_path / "run"
     space = write_space(tmp_path, SPACE)
     command = ["--space", space, "--data", tmp_path / "shards", "--out", out, "--address", cluster.address]
@@ -78,7 +78,7 @@ def test_a_trial_outlives_notices_and_the_loss_of_its_node(cluster: Machines, tm
     assert [event["reason"] for event in driver.events("again")] == ["node leaves", "node lost", "node leaves"]
     assert [event["trial"] for event in driver.events("started", "finished")] == ["0000", "0000"]
     epochs = epochs_of(out)
-    assert len(epochs) == 200
+    assert len(epochs) == 60
     assert epochs[: len(told)] == told, "a notice costs no epoch"
     assert epochs[: len(kept)] == kept, "the loss of a node costs what came after the checkpoint"
     assert epochs[: len(drained)] == drained
@@ -96,9 +96,13 @@ address, bad, root = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 def crash(job):
-    time.sleep(0.5)
+    crashes = root / "crashes"
     if ray.get_runtime_context().get_node_id() == bad:
+        with crashes.open("a") as file:
+            file.write("x")
         os._exit(1)
+    while not crashes.is_file() or len(crashes.read_text()) < 2:  # however long the other node's worker takes to start
+        time.sleep(0.1)
 
 told = run(root, open_book(root, 6), finishing(root, crash))
 print(json.dumps([[event.kind, event.facts] for event in told]))
