@@ -109,6 +109,7 @@ print(json.dumps([[event.kind, event.facts] for event in told]))
 """
 
 
+@pytest.mark.slow
 def test_a_node_where_trials_only_crash_is_avoided_and_named(cluster: Machines, tmp_path: Path) -> None:
     bad, good = cluster.nodes
     arguments = [cluster.address, bad.id, str(tmp_path / "run")]
