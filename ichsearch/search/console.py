@@ -147,6 +147,17 @@ def waiting_line(request: Request) -> str:
     return f"waiting for a node: the cluster has none with room for {what}; Ctrl+C stops, the same command goes on"
 
 
+def again_line(started: Started, reason: str, node: str | None) -> str:
+    """Why a trial is run again."""
+    where = f" on {node}" if node else ""
+    return f"trial {started.record.trial} again     {reason}{where}; it goes on from its checkpoint"
+
+
+def avoided_line(node: str) -> str:
+    """Which node is avoided, and why."""
+    return f"avoiding {node}: different configurations crash there and none finishes; no further trial is sent to it"
+
+
 def ended_line(started: Started, result: TrialResult | None, reason: str, standing: Standing, metric: str) -> str:
     """How a trial ended, the best so far, and how long the run goes on."""
     name = started.record.trial

@@ -14,6 +14,9 @@ Each object stands on a line of its own and says in `event` what it is; times ar
 - `lr`: `backbone`, `batch_size`, `size`, `channels`, `lr`, `fallback` (the curve suggested nothing), `failure`;
 - `started`: `trial`, `parent` (null, or the trial that it was promoted from), `epochs` (its rung), `parameters`, `lr`;
 - `waiting`: `cpus`, `gpus` (of a trial that no live node could hold: the run waits for one to join);
+- `again`: `trial`, `reason` (`node leaves`: it was given notice, and the trial wrote a checkpoint; `node lost`; or
+  `crashed`, `out_of_memory`, to be tried again), `node` (where that was; null: unknown): the trial goes on elsewhere;
+- `avoided`: `node` (trials only crash there: none is sent to it any more);
 - `finished`: `trial`, `metric`, `score`, `best_epoch`, `seconds`, `images_per_s`, and how the run stands;
 - `failed`: `trial`, `reason`, and how the run stands;
 - `confirming`: `trials` (the best, about to be replayed), `seeds`, `folds`, `due` (replays that are missing), `eta_s`;
@@ -53,8 +56,8 @@ from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
 Kind = Literal[
-    "connecting", "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "finished", "failed",
-    "confirming", "replayed", "test_fold", "paper", "paper_run", "done",
+    "connecting", "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "again", "avoided",
+    "finished", "failed", "confirming", "replayed", "test_fold", "paper", "paper_run", "done",
 ]  # fmt: skip
 
 
@@ -125,6 +128,17 @@ def started(trial: Started) -> Event:
 def waiting(request: Request) -> Event:
     """No node of the cluster could hold even one trial, and that for long."""
     return Event("waiting", console.waiting_line(request), {"cpus": request["CPU"], "gpus": request["GPU"]})
+
+
+def again(trial: Started, reason: str, node: str | None) -> Event:
+    """A trial goes on from its checkpoint after its node or its worker was lost."""
+    facts = {"trial": trial.record.trial, "reason": reason, "node": node}
+    return Event("again", console.again_line(trial, reason, node), facts)
+
+
+def avoided(node: str) -> Event:
+    """Trials keep away from a node from now on."""
+    return Event("avoided", console.avoided_line(node), {"node": node})
 
 
 def ended(trial: Started, result: TrialResult | None, reason: str, standing: Standing, metric: str) -> Event:

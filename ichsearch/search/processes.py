@@ -12,6 +12,7 @@ import threading
 import traceback
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,9 +21,9 @@ import torch
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
 from ichsearch.errors import AlreadyRunningError
-from ichsearch.train.config import TrialConfig, TrialFailedError
+from ichsearch.train.config import TrialConfig, TrialFailedError, TrialStoppedError
 from ichsearch.train.parallel import ALONE, Ranks, joined
-from ichsearch.train.trainer import EpochCallback
+from ichsearch.train.trainer import EpochCallback, MustStop
 from ichsearch.train.trial import TrialResult, run_trial
 
 
@@ -40,6 +41,10 @@ class TrialJob(NamedTuple):
     limit_s: float = math.inf
 
 
+LOOK_EVERY_S: Final = 1.0
+"""Whether the trial must stop is asked so often while nobody says anything."""
+
+
 class RankFailedError(Exception):
     """One of a trial's processes has crashed."""
 
@@ -48,7 +53,7 @@ class RankDiedError(RankFailedError):
     """One was killed; the others, which miss it, crash."""
 
 
-CAUSES: Final = (TrialFailedError, RankDiedError, Exception)
+CAUSES: Final = (TrialFailedError, TrialStoppedError, RankDiedError, Exception)
 """What some ranks say because of another one comes last."""
 
 
@@ -57,23 +62,32 @@ class _Rank(NamedTuple):
     heard: Connection
 
 
-def train(job: TrialJob, processes: int, on_epoch: EpochCallback = lambda record: None) -> TrialResult:
+def train(
+    job: TrialJob,
+    processes: int,
+    on_epoch: EpochCallback = lambda record: None,
+    must_stop: MustStop = lambda: False,
+) -> TrialResult:
     """Train a trial by one process, which is this one, or by several new ones.
 
     Raises:
         TrialFailedError: the trial can give no score.
+        TrialStoppedError: `must_stop` said so; there is a checkpoint to go on from.
         AlreadyRunningError: another process is at work on its folder.
         OSError: a disk is full, or the like.
         RankFailedError: one of several processes died or crashed; the others were ended.
     """
     if processes == 1:
-        return _train(job, ALONE, on_epoch)
+        return _train(job, ALONE, on_epoch, must_stop)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # it never touches a GPU, and so can be forked
+    stop = context.Event()
     ranks: list[_Rank] = []
     with tempfile.TemporaryDirectory(prefix="ichsearch-ranks-", ignore_cleanup_errors=True) as meeting:
         try:
             for number in range(processes):
-                ranks.append(_started(job, Path(meeting) / "ranks", number, processes))
-            return _supervised(ranks, on_epoch)
+                ranks.append(_started(job, Path(meeting) / "ranks", number, processes, stop))
+            return _supervised(ranks, on_epoch, must_stop, stop)
         finally:
             for rank in ranks:
                 rank.process.kill()
@@ -82,7 +96,7 @@ def train(job: TrialJob, processes: int, on_epoch: EpochCallback = lambda record
                 rank.heard.close()
 
 
-def _train(job: TrialJob, ranks: Ranks, on_epoch: EpochCallback) -> TrialResult:
+def _train(job: TrialJob, ranks: Ranks, on_epoch: EpochCallback, must_stop: MustStop) -> TrialResult:
     torch.set_num_threads(max(1, job.threads // ranks.size))
     return run_trial(
         job.config,
@@ -95,16 +109,16 @@ def _train(job: TrialJob, ranks: Ranks, on_epoch: EpochCallback) -> TrialResult:
         checkpoint_every_s=job.checkpoint_every_s,
         limit_s=job.limit_s,
         ranks=ranks,
+        must_stop=must_stop,
     )
 
 
-def _started(job: TrialJob, meeting: Path, number: int, processes: int) -> _Rank:
+def _started(job: TrialJob, meeting: Path, number: int, processes: int, stop: Event) -> _Rank:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # it never touches a GPU, and so can be forked
     heard, tells = context.Pipe(duplex=False)
     process = context.Process(
         target=_work,
-        args=(tells, job, meeting, number, processes, dict(os.environ)),
+        args=(tells, job, meeting, number, processes, stop, dict(os.environ)),
         name=f"rank {number} of {processes}",
     )
     process.start()
@@ -112,11 +126,13 @@ def _started(job: TrialJob, meeting: Path, number: int, processes: int) -> _Rank
     return _Rank(process, heard)
 
 
-def _supervised(ranks: list[_Rank], on_epoch: EpochCallback) -> TrialResult:
+def _supervised(ranks: list[_Rank], on_epoch: EpochCallback, must_stop: MustStop, stop: Event) -> TrialResult:
     """What the first rank says in the end; the others only say that they have ended, or why they cannot go on."""
     at_work = list(ranks)
     while True:
-        ready = wait([rank.heard for rank in at_work])
+        ready = wait([rank.heard for rank in at_work], timeout=LOOK_EVERY_S)
+        if must_stop():
+            stop.set()  # the first rank writes a checkpoint, and says so
         for rank in [rank for rank in at_work if rank.heard in ready]:
             message = _message(rank)
             if isinstance(message, Exception):
@@ -144,13 +160,19 @@ def _cause(messages: list[Any]) -> Exception:
 
 
 def _work(
-    tells: Connection, job: TrialJob, meeting: Path, number: int, processes: int, environment: dict[str, str]
+    tells: Connection,
+    job: TrialJob,
+    meeting: Path,
+    number: int,
+    processes: int,
+    stop: Event,
+    environment: dict[str, str],
 ) -> None:
     os.environ.update(environment)  # of now: the server that forks is older
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with joined(meeting, number, processes) as ranks:
-            tells.send(_train(job, ranks, tells.send))
+            tells.send(_train(job, ranks, tells.send, stop.is_set))
     except Exception as error:  # noqa: BLE001 - whoever started this process raises it there
         tells.send(_portable(error))
         threading.Event().wait()  # to be ended: the others shall not see this one go, and crash in turn
@@ -165,7 +187,7 @@ def _end_with_parent() -> None:
 
 def _portable(error: Exception) -> Exception:
     """The error in a form that survives pickling, with the place in the code as a note."""
-    if isinstance(error, TrialFailedError | AlreadyRunningError):
+    if isinstance(error, TrialFailedError | TrialStoppedError | AlreadyRunningError):
         told: Exception = error
     elif isinstance(error, OSError):
         told = OSError(error.errno, error.strerror)

@@ -4,9 +4,11 @@ In: a space, shards, a run folder, an open Ray session. Out: what workers must k
 """
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -55,14 +57,18 @@ def assignment_of(
 
 def warm_nodes(sizes: Iterable[int], shards: Path, whole: Request) -> float | None:
     """Decode the slices at these sizes on every node that can run a trial; memory of the smallest GPU, in 1e6 bytes."""
-    memory_mb: list[float] = []
-    for node in ray.nodes():
-        if node["Alive"] and slots(node["Resources"], whole):
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            list(fan_out(warm_cache, sizes, shards, scheduling_strategy=here))
-            gpus = range(int(node["Resources"].get("GPU", 0.0)))
-            memory_mb += [size for size in fan_out(gpu_memory_mb, gpus, scheduling_strategy=here) if size]
-    return min(memory_mb, default=None)
+    nodes = [node for node in ray.nodes() if node["Alive"] and slots(node["Resources"], whole)]
+    wanted = list(sizes)
+    with ThreadPoolExecutor(max(1, len(nodes))) as pool:  # all nodes at once: a large set takes each of them minutes
+        found = pool.map(lambda node: _warm_node(node, wanted, shards), nodes)
+        return min((size for of_node in found for size in of_node), default=None)
+
+
+def _warm_node(node: dict[str, Any], sizes: Iterable[int], shards: Path) -> list[float]:
+    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    list(fan_out(warm_cache, sizes, shards, scheduling_strategy=here))
+    gpus = range(int(node["Resources"].get("GPU", 0.0)))
+    return [size for size in fan_out(gpu_memory_mb, gpus, scheduling_strategy=here) if size]
 
 
 def curves_of(folder: RunFolder, configs: Iterable[InputConfig]) -> Curves:

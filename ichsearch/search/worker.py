@@ -16,11 +16,13 @@ from ichsearch.data.cache import open_slices
 from ichsearch.data.split import Split
 from ichsearch.errors import AlreadyRunningError, IchsearchError
 from ichsearch.files import read_json, write_json, write_text
+from ichsearch.search.notice import notices
 from ichsearch.search.processes import TrialJob, place_of, train
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import LEAST_GRACE_S, ended_when_hung, hangs_after_s, has_hung
-from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
+from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError, TrialStoppedError
 from ichsearch.train.lr_finder import FALLBACK_LR, LrCurve, find_lr
+from ichsearch.train.trainer import MustStop
 from ichsearch.train.trial import TrialResult
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -30,6 +32,8 @@ NO_ROOM: Final = "disk full"
 """The reason of a trial that says nothing about its configuration: it is run again when there is room."""
 BUSY: Final = "folder busy"
 """Likewise: the worker of a dead driver, or one that Ray has given up, is still at work on the trial."""
+LEAVING: Final = "node leaves"
+"""Likewise: the node is about to go. The trial has written a checkpoint, and goes on elsewhere."""
 TIMED_OUT: Final = "timed_out"
 CRASHED: Final = "crashed"
 
@@ -96,7 +100,8 @@ def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
         Exception: what Ray Tune takes for a crash, and has tried again.
     """
     folder = assignment.folder.trial(job["trial"])
-    return attempt(folder, assignment, lambda: _run(job, assignment, folder))
+    with notices() as must_stop:
+        return attempt(folder, assignment, lambda: _run(job, assignment, folder, must_stop))
 
 
 def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]) -> dict[str, Any]:
@@ -114,6 +119,8 @@ def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]
     except TrialFailedError as error:
         _keep_error(folder / "error.txt", error)
         return {"reason": error.reason}
+    except TrialStoppedError:
+        return {"reason": LEAVING}
     except AlreadyRunningError:
         return {"reason": BUSY}
     except Exception as error:
@@ -128,7 +135,7 @@ def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]
     return {"score": result.score, "reason": ""}
 
 
-def _run(job: dict[str, Any], assignment: Assignment, folder: Path) -> TrialResult:
+def _run(job: dict[str, Any], assignment: Assignment, folder: Path, must_stop: MustStop) -> TrialResult:
     config = TrialConfig.model_validate(job["config"])
     to_do = TrialJob(
         config,
@@ -141,7 +148,7 @@ def _run(job: dict[str, Any], assignment: Assignment, folder: Path) -> TrialResu
         checkpoint_every_s=CHECKPOINT_EVERY_S,
         limit_s=assignment.limit_s,
     )
-    return train(to_do, assignment.processes, _report_epoch)
+    return train(to_do, assignment.processes, _report_epoch, must_stop)
 
 
 def _report_epoch(record: dict[str, Any]) -> None:

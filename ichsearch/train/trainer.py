@@ -5,7 +5,7 @@ and predict; the first one alone judges, watches the clock, and writes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from ichsearch.files import write_json
 from ichsearch.model.backbones import parameters_m
 from ichsearch.model.groups import freeze_body, unfreeze
 from ichsearch.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from ichsearch.train.config import TrialFailedError
+from ichsearch.train.config import TrialFailedError, TrialStoppedError
 from ichsearch.train.guard import LossGuard
 from ichsearch.train.lineage import CHECKPOINT, METRICS, STATE, Start
 from ichsearch.train.memory import MicroBatch
@@ -43,6 +43,7 @@ FIRST_SAVE_S: Final = 0.1
 """What a checkpoint is taken to cost until one was written."""
 
 EpochCallback = Callable[[dict[str, Any]], None]
+MustStop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,12 @@ class Trainer:
         checkpoint_every_s: float,
         limit_s: float,
         ranks: Ranks = ALONE,
+        must_stop: MustStop,
     ) -> None:
         config = self._config = start.config
         self._ranks = ranks
         self._folder, self._checkpoint_every_s, self._limit_s = folder, checkpoint_every_s, limit_s
+        self._must_stop = must_stop
         parts = parts_of(slices, split, config.min_brain, config.task)
         # Before the training: that finds out how large a batch fits into what is left of a GPU's memory.
         judged = parts.validation[ranks.share.part(len(parts.validation))]
@@ -139,7 +142,7 @@ class Trainer:
         for epoch in range(self.epochs_done, self._config.epochs):
             trained = self._trained(epoch)
             start_s = time.monotonic()
-            probabilities = self._predict()
+            probabilities = self._predict(epoch)
             if not self._ranks.first:
                 continue
             record = self._judged(epoch, probabilities, *trained, start_s)
@@ -163,9 +166,7 @@ class Trainer:
         self._resumed = False
         phase, _ = phase_of(self._plan, epoch - self._config.cycle.start)
         (freeze_body if phase.body_frozen and self._pretrained else unfreeze)(self.model)
-        trained = self._train(epoch, **within)
-        self._state.records["within"] = None
-        return trained
+        return self._train(epoch, **within)
 
     def _judged(
         self, epoch: int, probabilities: FloatArray, train_loss: float, trained_s: float, start_s: float
@@ -200,13 +201,22 @@ class Trainer:
             total += loss_now
             if not self._ranks.first:
                 continue
-            self._require_time(time.monotonic() - start_s)
-            if number + 1 < steps and time.monotonic() - self._saved_at_s >= self._checkpoint_every_s:
-                passed_s = time.monotonic() - start_s
-                self._state.records["within"] = {"step": number + 1, "loss": float(total), "trained_s": passed_s}
+            passed_s = time.monotonic() - start_s
+            self._require_time(passed_s)
+            stops = self._must_stop()
+            if stops or (number + 1 < steps and time.monotonic() - self._saved_at_s >= self._checkpoint_every_s):
+                self._note_within(number + 1, float(total), passed_s)
                 self._save(CHECKPOINT, epoch, number + 1)
+            if stops:
+                raise TrialStoppedError
         self._guard.look()
-        return float(total) / steps, time.monotonic() - start_s
+        trained_s = time.monotonic() - start_s
+        self._note_within(steps, float(total), trained_s)
+        return float(total) / steps, trained_s
+
+    def _note_within(self, step: int, loss: float, trained_s: float) -> None:
+        """Where the epoch stands, for the checkpoints until it has been judged."""
+        self._state.records["within"] = {"step": step, "loss": loss, "trained_s": trained_s}
 
     def _step_at(self, epoch: int, step: int) -> Step:
         return step_at(self._plan, epoch - self._config.cycle.start, step, self._training.batches.steps)
@@ -224,10 +234,19 @@ class Trainer:
         self._saved_at_s = time.monotonic()
         self._save_s = self._saved_at_s - start_s
 
-    def _predict(self) -> FloatArray:
+    def _until_stopped(self, epoch: int, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Batches of a validation, which begins anew where it was stopped: the epoch's training is not lost."""
+        for inputs in batches:
+            if self._ranks.first and self._must_stop():
+                self._save(CHECKPOINT, epoch, self._training.batches.steps)
+                raise TrialStoppedError
+            yield inputs
+
+    def _predict(self, epoch: int) -> FloatArray:
         stepper = self._training.stepper
-        inputs = self._validation.evaluate()
+        inputs = self._until_stopped(epoch, self._validation.evaluate())
         probabilities = self._ranks.gathered(predict(self.model, inputs, micro=self._evaluated, kind=stepper.kind))
+        self._state.records["within"] = None
         if not np.isfinite(probabilities).all():
             raise TrialFailedError("diverged", "a prediction is not finite")
         return probabilities

@@ -42,7 +42,7 @@ from ichsearch.train.metrics import Scores
 from ichsearch.train.parallel import ALONE, Ranks
 from ichsearch.train.predictions import prediction_table
 from ichsearch.train.setup import pick_device
-from ichsearch.train.trainer import EpochCallback, Trainer
+from ichsearch.train.trainer import EpochCallback, MustStop, Trainer
 
 OTHER_WRITER_S: Final = 20.0
 """How long the last writer of a trial's folder is waited for."""
@@ -90,6 +90,7 @@ def run_trial(
     checkpoint_every_s: float = math.inf,
     limit_s: float = math.inf,
     ranks: Ranks = ALONE,
+    must_stop: MustStop = lambda: False,
 ) -> TrialResult:
     """Train until the chain has `config.epochs` epochs and score the best one on the validation fold.
 
@@ -109,10 +110,12 @@ def run_trial(
         limit_s: the trial ends when its own epochs have taken longer, those before an interruption included.
         ranks: this process among those that train the trial. What the first one alone may find out (the time is up, the
             score is undefined, the folder is busy) it alone raises: whoever started the others ends them.
+        must_stop: asked at each step, of the first rank; when it says so, the trial writes a checkpoint and stops.
 
     Raises:
         TrialFailedError: the loss runs away, the score is undefined, memory does not suffice in any way, a batch is
             larger than the data, or the trial takes too long.
+        TrialStoppedError: it was told to stop; called again, it goes on from there.
         AlreadyRunningError: another process is at work on the folder.
     """
     device = device or pick_device()
@@ -131,6 +134,7 @@ def run_trial(
                 checkpoint_every_s=checkpoint_every_s,
                 limit_s=limit_s,
                 ranks=ranks,
+                must_stop=must_stop,
             )
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)  # of batches that proved too large
