@@ -29,7 +29,7 @@ from ichsearch.search.replay import Link, Replay, run_replay
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.worker import Assignment, attempt, trainable
 from ichsearch.train import setup
-from ichsearch.train.config import TrialConfig, TrialFailedError
+from ichsearch.train.config import TrialConfig, TrialFailedError, TrialStoppedError
 
 CONFIG = TrialConfig(
     backbone="test_resnet", batch_size=16, size=32, channels="hu", augment=0.5, lr=5e-3, epochs=3, seed=1
@@ -187,6 +187,17 @@ def test_the_death_of_one_is_a_crash_from_which_the_trial_goes_on_to_the_same_bi
     assert begun == [".0000", ".0001"], "it must have gone on once, from within its second epoch"
     for name in ("weights.safetensors", "predictions.parquet"):
         assert (place / name).read_bytes() == (undisturbed.folder / name).read_bytes(), name
+
+
+def test_processes_that_must_stop_leave_a_checkpoint_to_go_on_from(job: TrialJob) -> None:
+    undisturbed, stopped = (changed(job, name, head="concat_pool") for name in ("undisturbed", "stopped"))
+    train(undisturbed, 2)
+    seen: Records = []
+    with pytest.raises(TrialStoppedError):
+        train(stopped, 2, seen.append, lambda: bool(seen))
+    train(stopped, 2)
+    for name in ("weights.safetensors", "predictions.parquet"):
+        assert (stopped.folder / name).read_bytes() == (undisturbed.folder / name).read_bytes(), name
 
 
 def kill_the_second_within_the_second_epoch(place: Path) -> None:
