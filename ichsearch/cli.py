@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from ichsearch import __version__, cli_deploy
+from ichsearch import __version__, cli_cluster, cli_deploy
 from ichsearch.cli_console import err, out, say
 from ichsearch.cli_exit import exit_codes
+from ichsearch.cli_signals import stopped_by_signals
 from ichsearch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from ichsearch.shards.manifest import Manifest
+    pass
 
 app = typer.Typer(
     name="ichsearch",
@@ -29,12 +29,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_deploy.app)
+app.add_typer(cli_cluster.app)
 
 
 def main() -> None:
     """Run the command line and end with the documented exit code."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # Ray prints on stdout that a worker died; we say it too
-    with exit_codes(err):
+    with exit_codes(err), stopped_by_signals():
         app()
 
 
@@ -92,26 +93,25 @@ def preprocess(
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
 ) -> None:
     """Turn a folder of DICOM files into Parquet shards of slices in Hounsfield units."""
+    from ichsearch.cli_counts import print_counts
     from ichsearch.cli_progress import progress
+    from ichsearch.search.console import connecting
+    from ichsearch.shards.address import choose_address
     from ichsearch.shards.preprocess import preprocess as run
 
     if crop not in ("series", "slice"):
         raise typer.BadParameter(f"--crop must be series or slice, but is {crop!r}")
+    say(connecting(choose_address(address)))
     try:
         with progress(err) as show:
             manifest = run(
-                dicom,
-                shards,
-                labels=labels,
-                size=size,
-                crop="slice" if crop == "slice" else "series",
-                address=address,
-                on_progress=show,
-            )
+                dicom, shards, labels=labels, size=size, crop="slice" if crop == "slice" else "series",
+                address=address, on_progress=show,
+            )  # fmt: skip
     except KeyboardInterrupt:
-        say("stopped; the shards that are whole are kept, and the same command goes on")
+        say(f"stopped; the shards that are whole are kept. To go on:\n  {shlex.join(_command())}")
         raise
-    _print_counts(manifest)
+    print_counts(manifest)
     say(f"shards in {shards}")
     if "://" not in shards:
         there, name = shlex.quote(shards), shlex.quote(Path(shards).absolute().name)
@@ -136,37 +136,6 @@ def inspect(
     shards = disk_path(location).resolve()
     page = write_inspection(shards, shards / "inspect" if folder is None else disk_path(folder))
     say(f"{page}: open it in a browser")
-
-
-def _print_counts(manifest: "Manifest") -> None:
-    from rich.table import Table
-
-    from ichsearch.shards.accounting import quarantine_list_path
-
-    counts = manifest.counts
-    table = Table("files", "count", title="every file accounted for")
-    table.columns[1].justify = "right"
-    for name in ("ok", "duplicate", "quarantined"):
-        table.add_row(name, str(getattr(counts, name)))
-    for reason, number in counts.reasons.items():
-        table.add_row(f"  {escape(reason)}", str(number), style="dim")
-    table.add_row("found", str(counts.found), style="bold")
-    out.print(table)
-    positives = ", ".join(f"{label} {number}" for label, number in counts.positives.items())
-    say(
-        f"{counts.patients} patients, {counts.studies} studies, {counts.series} series; "
-        f"{counts.labelled} slices labelled, {counts.ok - counts.labelled} not; positive: {positives}"
-    )
-    if manifest.label_level not in (None, "slice"):
-        say(f"labels are given per {manifest.label_level}: every slice of a positive one counts as positive")
-    if counts.labels_without_file:
-        say(f"labels without a file: {counts.labels_without_file}")
-    if counts.patients_unknown:
-        say(f"without PatientID, the study counting as patient: {counts.patients_unknown}")
-    if counts.fixed_wrap:
-        say(f"signed values written as unsigned, mended (fix_pxrepr): {counts.fixed_wrap}")
-    if counts.quarantined:
-        say(f"which file is which (private): {quarantine_list_path(manifest.settings)}")
 
 
 @app.command("lr-find")
@@ -228,17 +197,23 @@ def validate(
 ) -> None:
     """Check a space file; print what it resolves to, how large it is, and what its trials would cost here."""
     from ichsearch.data.cache import local_shards
+    from ichsearch.search.paper import is_paper, load_paper
     from ichsearch.search.resolved import as_text
     from ichsearch.search.space_file import find_space, load_space
     from ichsearch.search.validate import costs, count_slices, summary
 
-    loaded = load_space(find_space(space), option or ())
-    counts = count_slices(loaded, local_shards(data)) if data else None
-    say(as_text(loaded))
-    for line in summary(loaded):
-        say(line)
-    for line in costs(loaded, counts) if probe else ():
-        say(line)
+    path = find_space(space)
+    if is_paper(path):
+        spaces = [run.space for run in load_paper(path, option or ()).runs if not run.leaky]
+    else:
+        spaces = [load_space(path, option or (), may_leak=False)]
+    for loaded in spaces:
+        counts = count_slices(loaded, local_shards(data)) if data else None
+        say(as_text(loaded))
+        for line in summary(loaded):
+            say(line)
+        for line in costs(loaded, counts) if probe else ():
+            say(line)
 
 
 @app.command()
@@ -300,17 +275,25 @@ def report(
     data: Annotated[str | None, typer.Option(help="The run's folder of shards, for what shows slices.")] = None,
 ) -> None:
     """Draw what a run has found: one HTML page for any browser, offline."""
+    from ichsearch.locations import disk_path
+    from ichsearch.report.paper_page import write_paper
     from ichsearch.report.report import shards_of, write_report
+    from ichsearch.search.paper_runs import PLAN
     from ichsearch.search.run_folder import opened
 
     with opened(run_folder) as folder:
+        if (folder.root / PLAN).is_file():
+            say(f"{write_paper(folder.root, disk_path(data) if data else None).page}: open it in a browser")
+            return
         page = folder.shown(write_report(folder, shards_of(folder, data), [shlex.join(_command())]))
     say(f"{page}: open it in a browser")
 
 
 @app.command()
 def run(
-    space: Annotated[str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml.")],
+    space: Annotated[
+        str, typer.Option(help="A space file, or a shipped one: quickstart.yaml, architectures.yaml, paper.yaml.")
+    ],
     data: Annotated[str | None, typer.Option(help="Shards, a folder or URI; without them a phantom is made.")] = None,
     folder: Annotated[str | None, typer.Option("--out", help="Run folder or URI; default runs/<space's name>.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
@@ -321,10 +304,12 @@ def run(
         float | None, typer.Option("--device-hours", help="Budget summed over trials, instead of the space's.")
     ] = None,
     extend: Annotated[bool, typer.Option(help="Go on with a run though trials or the space have changed.")] = False,
+    scale: Annotated[float | None, typer.Option(min=0.01, max=1, help="Of paper.yaml: shorter and smaller.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object an event on stdout, lines on stderr.")] = False,
 ) -> None:
     """Search a space: a leaderboard of trials in the run folder. Run again, it goes on where it stopped."""
     from ichsearch.cli_events import RunPrinter
+    from ichsearch.cli_paper import run_paper_file
     from ichsearch.cli_progress import progress
     from ichsearch.report.confirmation import confirmation_text
     from ichsearch.report.leaderboard import write_leaderboard
@@ -332,6 +317,7 @@ def run(
     from ichsearch.report.provenance import noting
     from ichsearch.report.report import drawn_at_the_end
     from ichsearch.report.summary import summarise, summary_text
+    from ichsearch.search.paper import is_paper, load_paper
     from ichsearch.search.run_folder import opened
     from ichsearch.search.runner import run_search
     from ichsearch.search.space_file import find_space, load_space
@@ -339,7 +325,15 @@ def run(
 
     given = {"trials": trials, "time": time, "device_hours": device_hours}
     said = [f"{name}={value}" for name, value in given.items() if value is not None]
-    loaded = load_space(find_space(space), [*(option or ()), *said])
+    if is_paper(path := find_space(space)):
+        if said or extend:
+            raise ConfigError(f"{path.name} says itself how long its runs are; leave out --trials, --time and --extend")
+        paper = load_paper(path, option or (), scale or 1.0)
+        run_paper_file(paper, data, folder, address=address, as_json=as_json, command=_command())
+        return
+    if scale is not None:
+        raise ConfigError(f"--scale is for a paper file, but {path.name} is a space; lower its epochs and size with -o")
+    loaded = load_space(path, [*(option or ()), *said], may_leak=False)
     command, printer = _command(), RunPrinter(out, err, _command(), as_json=as_json)
     with opened(folder or Path("runs") / loaded.name) as target:
         leaderboard = target.shown(target.leaderboard)

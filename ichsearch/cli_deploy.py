@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ichsearch.cli_console import err, say
 from ichsearch.errors import ConfigError
+from ichsearch.terminal import literal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,7 +106,7 @@ def predict(
         gains = smoothing_text(folder, predictor, shards_of(folder, data)) if smooth else ""
     with progress(err) as show:
         outcome = predict_folder(predictor, dicom, targets, smooth=smooth, on_progress=show)
-    for line in (gains, *outcome_text(outcome, targets)):
+    for line in (gains, *outcome_text(outcome, targets, predictor.configs[0].task)):
         if line:
             say(line)
 
@@ -121,7 +122,7 @@ def evaluate(
     trial: Trial = None,
     use_ensemble: UseEnsemble = False,
     smooth: Annotated[bool, typer.Option("--smooth", help="Average each slice with its neighbours.")] = False,
-    run_data: Annotated[str | None, typer.Option(help="The run's own shards; only older runs need them.")] = None,
+    run_data: Annotated[str | None, typer.Option(help="The run's own: its patients are found by image, too.")] = None,
 ) -> None:
     """Judge a run's model on labelled slices, with intervals over patients, at thresholds chosen on validation."""
     from ichsearch.data.cache import local_shards
@@ -146,11 +147,10 @@ def evaluate(
 
 
 def _table(title: str, rows: list[list[str]]) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
 
     header, *others = rows
-    table = Table(*header, title=escape(title), title_justify="left")
+    table = Table(*header, title=literal(title), title_justify="left")
     for row in others:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(literal, row))
     return table

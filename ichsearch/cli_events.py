@@ -10,13 +10,14 @@ from shlex import join
 from typing import Final
 
 from rich.console import Console
-from rich.markup import escape
 
-from ichsearch.errors import INTERRUPTED, IchsearchError
+from ichsearch.cli_signals import meant_by
+from ichsearch.errors import IchsearchError, Terminated, code_of
 from ichsearch.search import events
 from ichsearch.search.book import Standing
 from ichsearch.search.durations import UNITS_S
 from ichsearch.search.events import Event
+from ichsearch.terminal import literal
 
 OPTIONS: Final = {"trials": "--trials", "time": "--time", "device_hours": "--device-hours"}
 
@@ -31,7 +32,7 @@ class RunPrinter:
 
     def say(self, text: str) -> None:
         """Text for a person."""
-        (self._err if self._as_json else self._out).print(escape(text))
+        (self._err if self._as_json else self._out).print(literal(text))
 
     def tell(self, event: Event) -> None:
         """Print an event."""
@@ -48,9 +49,11 @@ class RunPrinter:
         """Say how a run ends that is interrupted or fails; nothing of one that was refused before it began."""
         try:
             yield
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             line = f"stopped; what is finished is kept. To go on:\n  {join(self._command)}"
-            self.tell(events.done(leaderboard, metric, self._standing, line, INTERRUPTED, "interrupted"))
+            meant = meant_by(error)
+            reason = "terminated" if isinstance(meant, Terminated) else "interrupted"
+            self.tell(events.done(leaderboard, metric, self._standing, line, code_of(meant), reason))
             raise
         except Exception as error:
             if self._opened:

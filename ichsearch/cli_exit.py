@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 
-from ichsearch.errors import INTERRUPTED, IchsearchError, StorageError
+from ichsearch.errors import IchsearchError, StorageError, Terminated, code_of
+from ichsearch.terminal import literal
 
 UNUSABLE: Final = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
@@ -31,8 +31,8 @@ def exit_codes(console: Console) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours still ends with a message and a code
         message, code = _explained(error)
-    except KeyboardInterrupt:
-        message, code = "interrupted", INTERRUPTED
+    except KeyboardInterrupt as error:
+        message, code = "terminated" if isinstance(error, Terminated) else "interrupted", code_of(error)
     else:
         return
     _fail(console, message, code)
@@ -69,5 +69,5 @@ def _free_bytes(path: str | None) -> str:
 
 
 def _fail(console: Console, message: str, code: int) -> NoReturn:
-    console.print(f"[bold red]ichsearch:[/] {escape(message)}")
+    console.print(f"[bold red]ichsearch:[/] {literal(message)}")
     sys.exit(code)

@@ -7,6 +7,17 @@ from typing import ClassVar, Final
 
 INTERRUPTED: Final = 130
 """Exit code of a command that Ctrl+C has ended."""
+TERMINATED: Final = 143
+"""Exit code of a command that SIGTERM has ended."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever Ctrl+C ends, it ends in the same order."""
+
+
+def code_of(interrupt: KeyboardInterrupt) -> int:
+    """The exit code of a command that a signal has ended."""
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
 
 
 class IchsearchError(Exception):
@@ -34,7 +45,7 @@ class NoTrialFinishedError(IchsearchError):
 
 
 class ClusterError(IchsearchError):
-    """The Ray cluster cannot be reached or went away."""
+    """The Ray cluster cannot be reached, is none to work with, or went away."""
 
     exit_code = 6
 

@@ -1,6 +1,6 @@
 """Files that are whole or absent: everything ichsearch leaves on a disk is written aside, synced and renamed.
 
-In: bytes, text or JSON-able values. Out: files, and SHA-256 digests of files.
+In: bytes, text or JSON-able values. Out: files, SHA-256 digests of files, cells of CSV files.
 """
 
 import hashlib
@@ -9,9 +9,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ichsearch.errors import DataError
+
+FORMULA_STARTS: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The last four are the first four in full width, which some spreadsheets take for the same."""
 
 
 @contextmanager
@@ -52,6 +55,12 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write UTF-8 text, all or nothing."""
     write_bytes(path, content.encode())
+
+
+def as_cell(text: str) -> str:
+    """Text of a CSV file that no spreadsheet takes for a formula: an apostrophe goes before what would start one."""
+    bare = text.lstrip()
+    return f"'{text}" if bare.startswith(FORMULA_STARTS) or text[:1] in ("\t", "\r", "\n") else text
 
 
 def to_json(value: Any) -> bytes:

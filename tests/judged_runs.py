@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 
 from ichsearch.data.tasks import Task, task_labels
-from ichsearch.files import write_json
+from ichsearch.files import sha256_of, write_json
 from ichsearch.labels import ANY, LABELS, SUBTYPES
 from ichsearch.report.leaderboard import METRICS
 from ichsearch.search.run_folder import RunFolder, TrialRecord
 from ichsearch.train.config import TrialConfig
+from ichsearch.train.lineage import METRICS as METRICS_JSON
+from ichsearch.train.lineage import PREDICTIONS
 from ichsearch.train.metrics import Metric, score
 from ichsearch.train.trial import TrialResult
 
@@ -118,13 +120,15 @@ def add_judged_trial(
     scores = scores_of(frame)
     value = scores[metric]
     assert value is not None
+    frame.to_parquet(folder.trial(name) / PREDICTIONS, index=False)
     _finish(folder, name, value, scores)
-    frame.to_parquet(folder.trial(name) / "predictions.parquet", index=False)
 
 
 def _finish(folder: RunFolder, name: str, value: float, scores: dict[str, float | None]) -> None:
     result = TrialResult(
         value, 2, scores, seconds=12.3456, images_per_s=100.0, parameters_m=11.2, micro_batch=16, epochs_trained=3
     )
-    write_json(folder.trial(name) / "metrics.json", {"epochs": [], "result": result.__dict__})
+    written = [file for file in (PREDICTIONS,) if (folder.trial(name) / file).is_file()]
+    digests = {file: sha256_of(folder.trial(name) / file) for file in written}
+    write_json(folder.trial(name) / METRICS_JSON, {"epochs": [], "result": result.__dict__, "sha256": digests})
     (folder.trial(name) / "weights.safetensors").touch()

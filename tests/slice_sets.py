@@ -143,7 +143,12 @@ def split_of(slices: SliceSet, seed: int = 0) -> Split:
 
 
 def write_shards(
-    folder: Path, rows: Sequence[Row], size: int, shards: int = 2, crop: Literal["series", "slice"] = "series"
+    folder: Path,
+    rows: Sequence[Row],
+    size: int,
+    shards: int = 2,
+    crop: Literal["series", "slice"] = "series",
+    key_id: str = "test key",
 ) -> Manifest:
     """Write the rows through ichsearch's own writer to `shards` Parquet files with their metadata and a manifest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +170,7 @@ def write_shards(
         positives={label: sum(row[label] for row in labelled) for label in LABELS},
         reasons={},
     )
-    settings = Settings(size=size, crop=crop, key_id="test key", source_id="test source")
+    settings = Settings(size=size, crop=crop, key_id=key_id, source_id="test source")
     manifest = make_manifest(settings, "slice", counts, entries)
     write_manifest(open_folder(folder), manifest)
     return manifest

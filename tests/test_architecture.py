@@ -11,8 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ichsearch"
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 ROOMS = ("phantom", "dicom", "shards", "data", "model", "train", "search", "report", "deploy")
-LEAVES = ("", "labels", "errors", "files", "locations", "patience", "storage")
-TOP = ("cli", "cli_console", "cli_deploy", "cli_events", "cli_exit", "cli_progress")
+LEAVES = ("", "labels", "errors", "files", "locations", "patience", "storage", "terminal")
+TOP = (
+    "cli", "cli_cluster", "cli_console", "cli_counts", "cli_deploy", "cli_events", "cli_exit", "cli_paper",
+    "cli_progress", "cli_signals",
+)  # fmt: skip
 ONLY_IN = {"pydicom": {"dicom", "phantom"}, "optuna": {"search"}, "ray": {"shards", "search"}}
 
 

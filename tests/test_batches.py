@@ -10,12 +10,12 @@ import torch
 from slice_sets import make_slices
 from torch import Tensor
 
-from ichsearch.data.augment import Augmentation
+from ichsearch.data.augment import KINDS, Augmentation
 from ichsearch.data.batches import Batches, Recipe
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.channels import CHANNELS, Channels, InputMaker
 from ichsearch.data.held import HostPixels, ResidentPixels
-from ichsearch.data.sampling import Sampler, any_chances, rarest_subtype_chances
+from ichsearch.data.sampling import Sampler, Share, any_chances, rarest_subtype_chances
 from ichsearch.data.tasks import Task, task_labels, task_rows
 from ichsearch.errors import ConfigError
 from ichsearch.labels import LABELS
@@ -98,6 +98,19 @@ def test_an_epoch_entered_in_its_middle_goes_on_as_a_whole_one(sampler: Sampler,
     whole = kept(batches, 2)
     assert len(whole) == 5
     assert_same(kept(batches, 2, first_step), whole[first_step:])
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize("channels", ["windows", "neighbours"])
+def test_the_shares_of_a_batch_are_together_the_batch(channels: Channels, strength: float) -> None:
+    slices = make_slices(patients=5, slices=8, size=SIZE)
+    everything = Augmentation(strength=strength, kinds=KINDS)
+    recipe = Recipe(8, channels, augmentation=everything, seed=1)
+    whole = kept(Batches(slices, np.arange(40), recipe, CPU), 2)
+    shares = [kept(Batches(slices, np.arange(40), recipe, CPU, Share(number, 3)), 2) for number in range(3)]
+    assert [len(inputs) for inputs, _ in (share[0] for share in shares)] == [2, 3, 3]
+    together = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*shares, strict=True)]
+    assert_same([(inputs, labels) for inputs, labels in together], whole)
 
 
 def test_a_batch_is_written_to_the_buffers_of_the_one_before(numbered: SliceSet) -> None:

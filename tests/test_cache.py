@@ -1,6 +1,7 @@
 """The node cache: what it decodes, what it refuses, what it evicts, and what a dead builder leaves."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from ichsearch.data import cache_build
 from ichsearch.data.cache import SliceSet, open_slices
 from ichsearch.data.channels import hist_breaks
 from ichsearch.data.decode import area_averaged
-from ichsearch.errors import ConfigError, DataError
+from ichsearch.errors import ConfigError, DataError, StorageError
 from ichsearch.labels import LABELS
 from ichsearch.shards.identity import cache_folder
 from ichsearch.shards.schema import pack_hu
@@ -368,3 +369,15 @@ def test_an_entry_is_complete_before_it_has_its_name(
     monkeypatch.undo()
     slices: SliceSet = open_slices(shards, SIZE, cache)
     assert len(slices.table) == len(slices.hu)
+
+
+def test_a_disk_without_room_for_an_entry_is_refused_before_it_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(tmp_path / "shards", make_rows(patients=2, slices=3), 32)
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", str(1 << 40))
+    usage = shutil.disk_usage(tmp_path)._replace(free=6 * 32 * 32 * 2 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StorageError, match=r"is full: 12,287 bytes free, 12,288 needed; make room"):
+        open_slices(tmp_path / "shards", 32, cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*px*"))

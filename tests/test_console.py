@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ichsearch.cli_events import RunPrinter, next_command
-from ichsearch.errors import NoTrialFinishedError
+from ichsearch.errors import NoTrialFinishedError, Terminated
 from ichsearch.search import console, events
 from ichsearch.search.book import Done, Standing, Started
 from ichsearch.search.durations import duration_text
@@ -121,7 +121,13 @@ def test_a_person_reads_lines_on_stdout_and_nothing_in_them_is_markup() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt(), 130), (NoTrialFinishedError("all 3 failed"), 5), (ValueError("odd"), 1)]
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (Terminated(), 143),
+        (NoTrialFinishedError("all 3 failed"), 5),
+        (ValueError("odd"), 1),
+    ],
 )
 def test_the_last_object_says_how_the_run_ended(error: BaseException, code: int) -> None:
     shown, out, err = printer(as_json=True)
@@ -131,7 +137,7 @@ def test_the_last_object_says_how_the_run_ended(error: BaseException, code: int)
     last = json.loads(out.getvalue().splitlines()[-1])
     assert (last["event"], last["exit_code"], last["leaderboard"]) == ("done", code, "runs/a/leaderboard.csv")
     assert last["best"] == {"trial": "0003", "score": 0.9014}
-    assert ("To go on:\n  ichsearch run" in err.getvalue()) == (code == 130)
+    assert ("To go on:\n  ichsearch run" in err.getvalue()) == (code in (130, 143))
 
 
 def test_a_run_that_is_refused_before_it_begins_prints_no_object() -> None:

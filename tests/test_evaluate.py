@@ -16,7 +16,7 @@ from trained_runs import STORED_PX, write_trained_run
 from ichsearch.data.cache import open_slices
 from ichsearch.data.split import TEST_FOLD, Split
 from ichsearch.deploy.evaluate import evaluate, own_shards
-from ichsearch.deploy.evaluation_record import Evaluation
+from ichsearch.deploy.evaluation_record import Evaluation, evaluation_text
 from ichsearch.deploy.models import load_predictor
 from ichsearch.deploy.smoothing import neighbours_in, smoothed, smoothed_validation, smoothing_gains
 from ichsearch.errors import ConfigError, DataError
@@ -86,6 +86,27 @@ def test_on_other_data_patients_whom_the_run_knows_are_left_out(run: Run, others
     assert value.value == pytest.approx(own["auroc_any"])
     assert value.low < value.value < value.high or value.value == value.high == 1
     assert not run[0].test_fold.exists()
+
+
+def test_patients_of_another_key_are_recognised_by_their_images(run: Run, tmp_path: Path) -> None:
+    rows = make_rows(patients=KNOWN, slices=4, size=STORED_PX)
+    rows += [row for row in make_rows(patients=60, slices=4, size=STORED_PX, seed=7) if row["patient"] > "patient044"]
+    renamed = [row | {"patient": f"other{row['patient']}"} for row in rows]
+    write_shards(tmp_path, renamed, STORED_PX, key_id="another key")
+    blind, _ = judged(run, tmp_path)
+    assert (blind.patients_left_out, blind.other_key, blind.images_compared) == (0, True, False)
+    assert "cannot be told from new ones" in " ".join(evaluation_text(blind))
+    seeing, table = judged(run, tmp_path, run_shards=run[1])
+    assert (seeing.patients_left_out, seeing.patients) == (KNOWN, 15)
+    assert min(table["patient"]) == "otherpatient045"
+    assert "were looked for by their images" in " ".join(evaluation_text(seeing))
+
+
+def test_labels_of_whole_studies_are_said_to_be(run: Run, others: Path) -> None:
+    evaluation, _ = judged(run, others)
+    assert "every slice of a positive one" not in " ".join(evaluation_text(evaluation))
+    of_studies = evaluation.model_copy(update={"label_level": "study"})
+    assert "given per study: every slice of a positive one" in " ".join(evaluation_text(of_studies))
 
 
 def test_thresholds_come_from_validation_alone(run: Run, others: Path) -> None:

@@ -89,6 +89,25 @@ def test_a_graph_of_another_model_is_told_apart(tmp_path: Path) -> None:
     assert compare(other, 32, tmp_path / "model.onnx").max_difference > 1e-3
 
 
+def test_a_graph_of_another_model_is_told_apart_however_sure_both_are(tmp_path: Path) -> None:
+    one, other = (pipeline_of(backbone, 32) for backbone in ("test_resnet", "test_efficientnet"))
+    for pipeline in (one, other):
+        last = [module for module in pipeline.modules() if isinstance(module, torch.nn.Linear)][-1]
+        last.bias.data -= 12
+    write_onnx(one, 32, tmp_path / "model.onnx")
+    parity = compare(other, 32, tmp_path / "model.onnx")
+    assert parity.max_difference < 1e-4
+    assert not parity.holds
+
+
+def test_a_model_that_says_no_number_is_not_exported(tmp_path: Path) -> None:
+    pipeline = pipeline_of("test_resnet", 32)
+    for weights in pipeline.parameters():
+        weights.data.fill_(torch.nan)
+    with pytest.raises(ConfigError, match="differ by nan"):
+        write_onnx(pipeline, 32, tmp_path / "model.onnx")
+
+
 def test_a_model_that_onnx_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     class Eigenvalues(torch.nn.Module):
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slice_sets import make_slices, split_of
+from slice_sets import make_rows, make_slices, split_of, write_shards
 
 from ichsearch.data.batches import Batches, Recipe
+from ichsearch.data.cache import open_slices
 from ichsearch.data.channels import Channels
 from ichsearch.data.held import HostPixels, ResidentPixels
+from ichsearch.files import read_json
+from ichsearch.search.processes import TrialJob, train
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
 from ichsearch.train.lr_finder import find_lr
 from ichsearch.train.setup import parts_of
@@ -72,6 +75,23 @@ def test_every_backbone_of_the_paper_trains_at_full_size(backbone: str, tmp_path
     run_trial(config, slices, split_of(slices), tmp_path, on_epoch=records.append)
     assert all(math.isfinite(record["train_loss"]) for record in records)
     assert len(records) == 3
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("backbone", ["test_convnext", "resnet18"])
+def test_two_gpus_train_as_one_does(backbone: str, tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", make_rows(patients=25, slices=6, size=64), 64)
+    slices = open_slices(tmp_path / "shards", 64)
+    config = TrialConfig(backbone=backbone, batch_size=15, size=64, augment=0.5, lr=1e-3, epochs=2, precision="fp32")
+    results = [
+        train(TrialJob(config, tmp_path / "shards", split_of(slices), tmp_path / str(gpus), None, None, 2), gpus)
+        for gpus in (1, 2)
+    ]
+    assert [result.micro_batch for result in results] == [15, 8]
+    one, two = (read_json(tmp_path / str(gpus) / "metrics.json")["epochs"] for gpus in (1, 2))
+    tolerance = 1e-2 if backbone == "test_convnext" else 0.2  # BatchNorm sees other batches
+    for name in ("train_loss", "log_loss"):
+        assert [record[name] for record in two] == pytest.approx([record[name] for record in one], rel=tolerance)
 
 
 def limited(fraction: float) -> None:

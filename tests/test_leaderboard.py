@@ -35,7 +35,7 @@ STABLE_COLUMNS = (
     "patient_sensitivity_at_90_any,patient_sensitivity_at_95_any,calibration_error_any,"
     "patient_auroc_any,patient_auroc_any_low,patient_auroc_any_high,auroc_mean,auroc_mean_low,auroc_mean_high,"
     "patient_auroc_mean,patient_auroc_mean_low,patient_auroc_mean_high,"
-    "task,backbone,batch_size,size,channels,head,augment,augmentations,min_brain,imbalance,"
+    "task,split,backbone,batch_size,size,channels,head,augment,augmentations,min_brain,imbalance,"
     "label_smoothing,weight_decay,clip_norm,precision,lr_schedule,rise,start_divisor,end_divisor,lr_spread,frozen_epochs,lr,"
     "lr_factor,lr_suggestion,weights,parent,epochs,epochs_trained,restarted,best_epoch,seconds,chain_seconds,images_per_s,micro_batch,"
     "memory_mb,parameters_m,checkpoint"

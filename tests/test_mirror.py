@@ -17,7 +17,7 @@ from ichsearch.errors import AlreadyRunningError, ConfigError, DataError, Storag
 from ichsearch.locations import below
 from ichsearch.search.claims import Claim, claimed
 from ichsearch.search.mirror import Mirror, mirrors_folder, scratch
-from ichsearch.search.nodes import on_node
+from ichsearch.search.node_folder import on_node
 from ichsearch.search.run_folder import RunFolder, opened
 from ichsearch.search.segments import Segments
 from ichsearch.shards import copies
@@ -147,7 +147,7 @@ def test_the_stacks_of_a_worker_that_hung_reach_the_driver(run: Folder) -> None:
     code = """
 import faulthandler, sys, time
 from pathlib import Path
-from ichsearch.search.nodes import on_node
+from ichsearch.search.node_folder import on_node
 from ichsearch.search.run_folder import opened
 from ichsearch.search.watchdog import ended_when_hung
 with opened(sys.argv[1]) as run, on_node(run, run.trial("0000")) as node, ended_when_hung(node.trial("0000"), 0.1):

@@ -1,5 +1,6 @@
 """Predictors: each says of raw HU what its trial said in training, and refuses what is not whole."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ichsearch.data.cache import open_slices
 from ichsearch.deploy.ensemble_record import Ensemble, Member
 from ichsearch.deploy.models import best_trial, load_predictor, predictor_of, series_neighbours
 from ichsearch.errors import ConfigError, DataError
-from ichsearch.files import write_json
+from ichsearch.files import read_json, write_json
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.metrics import FloatArray
 
@@ -82,6 +83,7 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members(run: Run) -> None:
         metric="auroc_any", members=members, flip=False, score=0.9, low=0.8, high=1.0, gain=None, flip_gain=None,
         steps=(), slices=1, patients=1,
     )  # fmt: skip
+    shutil.copy(folder.trial("0000") / "predictions.parquet", folder.ensemble_predictions)
     write_json(folder.ensemble, ensemble.model_dump())
     together = load_predictor(folder, None, ensemble=True, device=CPU)
     slices = open_slices(shards, 64)
@@ -119,6 +121,29 @@ def test_changed_weights_are_refused(run: Run) -> None:
             load_predictor(run[0], "0001", ensemble=False)
     finally:
         path.write_bytes(whole)
+
+
+def test_changed_validation_predictions_give_no_thresholds(run: Run) -> None:
+    path = run[0].trial("0001") / "predictions.parquet"
+    whole = path.read_bytes()
+    frame = pd.read_parquet(path)
+    frame.assign(probability_any=1 - frame["probability_any"]).to_parquet(path)
+    try:
+        with pytest.raises(DataError, match=r"0001/predictions\.parquet must be as it was written"):
+            load_predictor(run[0], "0001", ensemble=False)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_break_points_that_are_missing_are_said_to_be(run: Run) -> None:
+    folder = run[0]
+    known = folder.preprocessing.read_bytes()
+    write_json(folder.preprocessing, read_json(folder.preprocessing) | {"hist_breaks": {}})
+    try:
+        with pytest.raises(DataError, match="channels: hist at 32 px"):
+            load_predictor(folder, "0003", ensemble=False)
+    finally:
+        folder.preprocessing.write_bytes(known)
 
 
 def test_an_older_run_needs_its_shards_to_tell_how_slices_were_made(run: Run) -> None:

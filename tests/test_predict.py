@@ -20,6 +20,7 @@ from test_privacy import CANARY, canary_dataset, files_with_canary
 from trained_runs import write_trained_run
 
 from ichsearch.data.cache import open_slices
+from ichsearch.deploy import series as series_module
 from ichsearch.deploy.models import Predictor, load_predictor, series_neighbours
 from ichsearch.deploy.outcome import Outcome, Targets
 from ichsearch.deploy.predict import predict_folder
@@ -189,6 +190,9 @@ def test_what_cannot_be_done_is_refused_before_any_work(run: Run, dicom: Path, t
     for targets, match in (
         (Targets(tmp_path / "all.csv", overlays=tmp_path / "full"), "--overlays must be a new or empty folder"),
         (Targets(tmp_path / "all.csv", kaggle=tmp_path / "all.csv"), "two files"),
+        (Targets(tmp_path / "new" / "all.csv", overlays=tmp_path / "new"), "a folder of its own"),
+        (Targets(tmp_path / "full"), "--out must be a file"),
+        (Targets(Path("s3://bucket/all.csv")), "on a disk"),
     ):
         with pytest.raises(ConfigError, match=match):
             predict_folder(predictor, str(dicom), targets)
@@ -237,6 +241,7 @@ def test_nobody_is_named_but_by_uid_and_only_the_owner_may_read(run: Run, tmp_pa
     assert "\n'=cmd()_epidural," in (target / "submission.csv").read_text()
     for name in ("all.csv", "all.studies.csv", "submission.csv"):
         assert stat.S_IMODE((target / name).stat().st_mode) == 0o600
+    assert stat.S_IMODE((target / "overlays").stat().st_mode) == 0o700
     assert {path.suffix for path in (target / "overlays").iterdir()} == {".png"}
     assert {path.stem for path in (target / "overlays").iterdir()} == {"1", "2", "3"}
 
@@ -245,13 +250,28 @@ def test_series_are_decoded_one_after_the_other(dicom: Path, tmp_path: Path) -> 
     """A series that is asked for is read then, and not before: so memory does not grow with the folder."""
     folder = tmp_path / "dicom"
     shutil.copytree(dicom, folder)
-    series = open_dicom_folder(str(folder)).series(64, "series")
-    assert [len(next(series).slices) for _ in range(2)] == [5, 4]
+    decoded = open_dicom_folder(str(folder)).series(64, "series")
+    assert [len(next(decoded).slices) for _ in range(2)] == [5, 4]
     for path in folder.rglob("*.dcm"):
         path.unlink()
-    rest = list(series)
+    rest = list(decoded)
     assert sum(len(one.slices) for one in rest) == 0
     assert {refused.reason for one in rest for refused in one.refused} == {"unreadable"}
+
+
+def test_a_long_series_is_the_same_in_less_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_good(tmp_path)
+    whole = list(open_dicom_folder(str(tmp_path)).series(64, "series"))
+    monkeypatch.setattr(series_module, "FRAMES_BYTES", 2 * 2 * 128 * 128)  # two frames, and A has five
+    decoded_twice = list(open_dicom_folder(str(tmp_path)).series(64, "series"))
+    assert [one.slices for one in decoded_twice] == [one.slices for one in whole]
+    assert all(np.array_equal(one.hu, other.hu) for one, other in zip(decoded_twice, whole, strict=True))
+
+
+def test_of_copies_the_first_file_counts_whatever_it_says_of_its_series(tmp_path: Path) -> None:
+    write_slice(tmp_path / "b", "A", 0, 0)
+    write_slice(tmp_path / "a", "A", 0, 0, SeriesInstanceUID="ID_Z", StudyInstanceUID="ID_Z")
+    assert [one.series for one in open_dicom_folder(str(tmp_path)).series(64, "series")] == ["ID_Z"]
 
 
 def test_short_series_are_predicted_together(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -17,12 +16,11 @@ from dicom_files import TILTED, head_hu, stored_12_bit, write_ct
 
 from ichsearch.dicom.brain import CropBox, cropped, locate_brain
 from ichsearch.dicom.pixels import read_image
-from ichsearch.errors import AlreadyRunningError, ClusterError, ConfigError, DataError
+from ichsearch.errors import AlreadyRunningError, ConfigError, DataError
 from ichsearch.labels import LABELS
 from ichsearch.shards.identity import home_folder, load_key
 from ichsearch.shards.manifest import MANIFEST, Manifest, read_manifest
 from ichsearch.shards.preprocess import preprocess
-from ichsearch.shards.ray_session import _check_answers
 from ichsearch.shards.schema import pack_hu, read_shard
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -377,21 +375,6 @@ def test_an_address_where_nothing_answers_ends_the_run(small: Path, tmp_path: Pa
     assert done.returncode == 6, done.stderr
     assert "a Ray cluster must answer at 'nonsense:1', but none does" in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "ray://localhost:1", "localhost:99999", f"{'a' * 70}:1"]
-)
-def test_every_form_of_address_is_tried(address: str) -> None:
-    with pytest.raises(ClusterError, match="check --address"):
-        _check_answers(address)
-
-
-def test_an_address_that_answers_or_has_no_port_is_left_to_ray() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        _check_answers(f"127.0.0.1:{server.getsockname()[1]}")
-    for address in ("local", "auto"):
-        _check_answers(address)
 
 
 def no_folder(_: Path) -> None:

@@ -123,6 +123,13 @@ def test_a_finished_trial_without_predictions_is_named_and_left_out(folder: RunF
         rank_trials(folder, None)
 
 
+def test_predictions_that_were_changed_after_the_trial_are_left_out(folder: RunFolder) -> None:
+    rank(folder, 1.0, 0.5)
+    predicted(draw_truth(60), 3.0).to_parquet(folder.trial("0001") / "predictions.parquet", index=False)
+    summary = summarise(folder, None)
+    assert (summary.trial, summary.unreadable) == ("0000", ("0001",))
+
+
 def test_trials_of_other_slices_are_not_compared(folder: RunFolder) -> None:
     add_judged_trial(folder, "a", predicted(draw_truth(20), 1.0))
     other = predicted(draw_truth(20), 0.5)

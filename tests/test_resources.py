@@ -1,13 +1,20 @@
 """What a trial takes of a node, how many fit, shares of a GPU, and a token that nobody else can read."""
 
-from pathlib import Path
-
 import pytest
 
 from ichsearch.errors import ConfigError
-from ichsearch.search.resources import Node, Requests, gpu_share, has_room, trial_request, trial_requests
+from ichsearch.search.resources import (
+    Node,
+    Request,
+    Requests,
+    gpu_share,
+    has_room,
+    of_one_process,
+    processes_of,
+    trial_request,
+    trial_requests,
+)
 from ichsearch.search.sections import Resources
-from ichsearch.shards import ray_session
 
 LAPTOP = {"CPU": 2.0}
 SERVER = {"CPU": 64.0}
@@ -31,6 +38,21 @@ def test_what_no_node_has_is_refused() -> None:
 
 def test_a_share_of_a_gpu_takes_its_share_of_the_cores() -> None:
     assert trial_request(Resources(gpus_per_trial=0.5), [GPU_BOX]) == {"CPU": 4.0, "GPU": 0.5}
+
+
+def test_a_trial_of_several_gpus_takes_them_all_of_one_node() -> None:
+    request = trial_request(Resources(gpus_per_trial=2), [SERVER, GPU_BOX])
+    assert request == {"CPU": 16.0, "GPU": 2.0}
+    assert processes_of(request) == 2
+    assert of_one_process(request) == {"CPU": 8.0, "GPU": 1.0}
+    with pytest.raises(ConfigError, match=r"a node must have room for .* 2 GPUs, but the largest has 8 and 1; lower"):
+        trial_request(Resources(gpus_per_trial=2), [{"CPU": 8.0, "GPU": 1.0}] * 2)
+
+
+@pytest.mark.parametrize("request_", [{"CPU": 4.0, "GPU": 0.0}, {"CPU": 2.0, "GPU": 0.5}, {"CPU": 8.0, "GPU": 1.0}])
+def test_a_trial_of_one_gpu_or_less_is_one_process(request_: Request) -> None:
+    assert processes_of(request_) == 1
+    assert of_one_process(request_) == request_
 
 
 NEEDS_MB = {"resnet18": 3_000.0, "resnet50": 12_000.0, "densenet121": 14_000.0, "vit": 30_000.0, "broken": float("inf")}
@@ -101,12 +123,3 @@ def test_room_for_one_more(
     nodes: list[Node], running: list[dict[str, float]], asked: dict[str, float], room: bool
 ) -> None:
     assert has_room(nodes, running, asked) == room
-
-
-def test_the_clusters_token_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = tmp_path / "auth_token"
-    token.write_text("secret")
-    token.chmod(0o644)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    ray_session._protect_token()
-    assert token.stat().st_mode & 0o777 == 0o600

@@ -8,10 +8,11 @@ from slice_sets import make_rows, write_shards
 from spaces import SMALL, write_space
 
 from ichsearch.errors import AlreadyRunningError
+from ichsearch.files import read_json
 from ichsearch.search.events import Event
 from ichsearch.search.resolved import save_space
 from ichsearch.search.run_folder import RunFolder
-from ichsearch.search.runner import run_search
+from ichsearch.search.runner import _keep_preprocessing, run_search
 from ichsearch.search.space_file import load_space
 from ichsearch.search.stages import Watchers
 
@@ -41,3 +42,11 @@ def test_a_driver_whose_folder_was_taken_in_an_early_stage_leaves_it_alone(tmp_p
     assert (folder.space.read_text(), folder.journal.read_bytes()) == ("theirs", HALF_A_LINE)
     assert lock.is_symlink()
     assert not folder.trials.exists()
+
+
+def test_break_points_of_an_earlier_space_stay_known(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", make_rows(patients=15, slices=4), 32)
+    path, folder = write_space(tmp_path, SMALL), RunFolder(tmp_path / "run")
+    for option in ("parameters.channels=hist", "parameters.channels=hu"):
+        _keep_preprocessing(load_space(path, [option]), tmp_path / "shards", folder)
+        assert read_json(folder.preprocessing)["hist_breaks"]["32"]

@@ -23,9 +23,10 @@ from ichsearch.search.book import WAIT, Book, Started
 from ichsearch.search.events import Event
 from ichsearch.search.execution import Execution, run_trials
 from ichsearch.search.journal import open_storage
+from ichsearch.search.nodes import Nodes
 from ichsearch.search.resources import Requests
 from ichsearch.search.run_folder import RunFolder
-from ichsearch.search.searcher import BookSearcher, job_of, label_of
+from ichsearch.search.searcher import BookSearcher, Hearers, job_of, label_of
 from ichsearch.search.space_file import load_space
 from ichsearch.search.worker import Assignment, trainable
 from ichsearch.train import trial as trial_module
@@ -188,11 +189,21 @@ def test_a_fault_of_the_search_ends_the_run_as_what_it_is(tmp_path: Path) -> Non
     assert RunFolder(tmp_path).leaderboard.is_file(), "what is known must be on the disk when a run breaks off"
 
 
-def searcher_of(root: Path, cores: float, trials: int = 4) -> tuple[BookSearcher, Book]:
+def searcher_of(root: Path, cores: float, trials: int = 4, max_retries: int = 0) -> tuple[BookSearcher, Book]:
     book = open_book(root, trials)
-    return BookSearcher(
-        book, RunFolder(root), ONE_CORE, lambda: [{"CPU": cores}], lambda trial: None, lambda *told: None, print
-    ), book
+    nodes = Nodes(lambda: {"one": {"CPU": cores}}, ONE_CORE.least)
+    return BookSearcher(book, RunFolder(root), ONE_CORE, nodes, hearers(), max_retries), book
+
+
+def hearers(on_wait: Callable[[Any], None] = print, **told: list[Any]) -> Hearers:
+    """Who keeps what is told in lists of these names: `again`, `avoided`."""
+    return Hearers(
+        on_start=lambda trial: None,
+        on_end=lambda *trial: None,
+        on_wait=on_wait,
+        on_again=lambda trial, reason, node: told.get("again", []).append((trial.record.trial, reason, node)),
+        on_avoid=lambda node: told.get("avoided", []).append(node),
+    )
 
 
 def test_nothing_is_proposed_before_it_can_start(tmp_path: Path) -> None:
@@ -230,10 +241,9 @@ def test_a_run_that_no_node_could_serve_says_so_once_and_ends_with_its_time(
     monkeypatch.setattr(searcher_module, "NODES_EVERY_S", 0.0)
     monkeypatch.setattr(searcher_module, "LONG_WAIT_S", 0.1)
     book = open_book(tmp_path, 4, more="time: 1\n")
-    nodes, waits = [{"CPU": 0.5}], list[dict[str, float]]()
-    searcher = BookSearcher(
-        book, RunFolder(tmp_path), ONE_CORE, lambda: nodes, lambda trial: None, lambda *told: None, waits.append
-    )
+    waits = list[dict[str, float]]()
+    nodes = Nodes(lambda: {"one": {"CPU": 0.5}}, ONE_CORE.least)
+    searcher = BookSearcher(book, RunFolder(tmp_path), ONE_CORE, nodes, hearers(waits.append), 0)
     assert searcher.suggest("a") is None
     assert not waits, "a cluster that scales by itself takes its time"
     end_s = time.monotonic() + 0.5
@@ -251,8 +261,8 @@ def test_a_run_whose_nodes_have_gone_ends_with_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_after: int
 ) -> None:
     """Ray has two cores here, the trial asks for three, and at first there seems to be a node for it."""
-    shown = iter([[{"CPU": 3.0}]] * left_after)
-    monkeypatch.setattr(execution, "live_nodes", lambda: next(shown, [{"CPU": 2.0}]))
+    shown = iter([{"one": {"CPU": 3.0}}] * left_after)
+    monkeypatch.setattr(execution, "nodes_by_id", lambda: next(shown, {"one": {"CPU": 2.0}}))
     book = open_book(tmp_path, 4, more="time: 3\n")
     began_s = time.monotonic()
     run(tmp_path, book, finishing(tmp_path), requests=Requests({"CPU": 3.0, "GPU": 0.0}))

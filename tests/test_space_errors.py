@@ -58,7 +58,9 @@ def test_a_file_that_is_no_space_is_refused(tmp_path: Path, case: str) -> None:
 def test_a_folder_or_nothing_is_no_space(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must be a file, but .* is a folder"):
         load_space(tmp_path)
-    with pytest.raises(ConfigError, match=r"is a folder; shipped ones: architectures.yaml, quickstart.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"is a folder; shipped ones: architectures.yaml, paper.yaml, quickstart.yaml"
+    ):
         find_space(str(tmp_path))
     with pytest.raises(ConfigError, match="is none; give the path"):
         load_space(tmp_path / "missing.yaml")

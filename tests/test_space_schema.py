@@ -16,7 +16,7 @@ from ichsearch.search.schema import space_schema
 from ichsearch.search.space_file import find_space, load_space, shipped_folder
 
 VALIDATOR = jsonschema.Draft7Validator(space_schema())
-SHIPPED = ("quickstart.yaml", "architectures.yaml")
+SHIPPED = ("quickstart.yaml", "architectures.yaml", "paper.yaml")
 
 
 def wrong(content: Any) -> list[str]:

@@ -175,3 +175,22 @@ def test_an_image_in_two_folds_is_refused(table: pd.DataFrame) -> None:
 def test_the_split_survives_its_file(table: pd.DataFrame) -> None:
     split = make_split(table, "data", 0)
     assert Split.model_validate_json(split.model_dump_json()) == split
+
+
+def test_a_split_by_slice_deals_images_and_says_that_it_leaks(table: pd.DataFrame, tmp_path: Path) -> None:
+    table.loc[1, "stored_hash"] = table.loc[0, "stored_hash"]
+    split = open_split(tmp_path / "split.json", table, "data", 0, "slice")
+    folds = split.fold_of(table)
+    assert split.leaks
+    assert not make_split(table, "data", 0).leaks
+    assert folds[0] == folds[1], "the same image stands on one side"
+    assert pd.Series(folds).groupby(table["patient"].to_numpy()).nunique().max() > 1
+    assert np.bincount(folds, minlength=FOLDS).min() > 0
+    assert np.array_equal(split.fold_of(table.iloc[::-1])[::-1], folds)
+    assert open_split(tmp_path / "split.json", table, "data", 0, "slice") == split
+    with pytest.raises(ConfigError, match="another seed or unit"):
+        open_split(tmp_path / "split.json", table, "data", 0)
+
+
+def test_a_split_by_patient_is_written_as_it_always_was(table: pd.DataFrame) -> None:
+    assert list(make_split(table, "data", 0).as_json()) == ["seed", "fingerprint", "patients", "unreliable"]

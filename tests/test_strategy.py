@@ -191,6 +191,15 @@ def test_when_nobody_can_climb_any_more_new_ones_are_tried() -> None:
     assert search.start() == "no_room"
 
 
+def test_a_straggler_holds_no_promotion_back() -> None:
+    search = Search(60)
+    straggler = search.start()
+    ended = search.run(*[float(loss) for loss in range(30, 0, -1)])
+    assert isinstance(straggler, Entry)
+    assert search.history.entries[straggler.trial].state == "running"
+    assert max(entry.epochs for entry in ended) == 9, "the others went to the top without it"
+
+
 def test_a_worker_waits_for_the_one_that_must_climb() -> None:
     search = Search(4)
     first, second = search.start(), search.start()

@@ -21,7 +21,7 @@ from ichsearch.data.split import VALIDATION_FOLD, Split
 from ichsearch.errors import DataError
 from ichsearch.labels import LABELS
 from ichsearch.train import setup
-from ichsearch.train.config import TrialConfig, TrialFailedError
+from ichsearch.train.config import TrialConfig, TrialFailedError, TrialStoppedError
 from ichsearch.train.guard import STEPS_BETWEEN_LOOKS
 from ichsearch.train.metrics import score
 from ichsearch.train.optimizer import LAYER_GROUP, make_optimizer
@@ -213,6 +213,24 @@ def test_a_trial_interrupted_within_an_epoch_ends_with_the_same_bits(
     result = run_trial(CONFIG, slices, split, tmp_path, device=CPU)
     per_epoch = len(parts_of(slices, split, CONFIG.min_brain).train) // CONFIG.batch_size
     assert steps[0] == 1 + 3 * per_epoch, "a step was made twice"
+    assert_same_end(tmp_path, result, whole)
+
+
+@pytest.mark.parametrize("place", ["first step", "last step", "validation", "second epoch"])
+def test_a_trial_that_is_told_to_stop_goes_on_from_that_very_place(
+    whole: Whole, slices: SliceSet, split: Split, tmp_path: Path, place: str
+) -> None:
+    steps = len(parts_of(slices, split, CONFIG.min_brain).train) // CONFIG.batch_size
+    asked = iter(range(1, 100))
+    due = {"first step": 1, "last step": steps, "validation": steps + 1, "second epoch": steps + 4}[place]
+    with pytest.raises(TrialStoppedError):
+        run_trial(CONFIG, slices, split, tmp_path, device=CPU, must_stop=lambda: next(asked) == due)
+    assert len(list((tmp_path / "checkpoint").iterdir())) == 1
+    torch.rand(5)
+    left = iter(range(1, 100))
+    result = run_trial(CONFIG, slices, split, tmp_path, device=CPU, must_stop=lambda: next(left) < 0)
+    repeated = place == "validation"
+    assert next(left) - 1 == 3 * (steps + 1) - due + repeated, "it is asked once a step and once a batch of validation"
     assert_same_end(tmp_path, result, whole)
 
 

@@ -19,6 +19,8 @@ WRONG: dict[str, tuple[str, str, int | None, str]] = {
     "the schedule's old name": ("  size: 32", "  size: 32\n  schedule: one_cycle", 15, "it is called lr_schedule"),
     "unknown parameter": ("  size: 32", "  sise: 32", 14, "unknown parameter 'sise'; did you mean size"),
     "unknown key of a domain": ("[0.0, 1.0]}", "[0.0, 1.0], lag: true}", 16, "unknown key 'lag'; did you mean log"),
+    "half a GPU too many": ("trials: 3", "resources: {gpus_per_trial: 1.5}", 3, "whole number of GPUs, but is 1.5"),
+    "a GPU a slice": ("trials: 3", "resources: {gpus_per_trial: 8}", 3, "two slices of a batch, but 8 GPUs share .* 8"),
     "wrong type": ("epochs: 2", "epochs: two", 4, "valid integer, but got 'two'; write a whole number"),
     "number in quotes": ("epochs: 2", "epochs: '2'", 4, "valid integer, but got '2'; write a whole number, without"),
     "parameter in quotes": ("  size: 32", "  size: '32'", 14, "valid integer, but got '32'"),

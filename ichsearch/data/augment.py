@@ -84,6 +84,10 @@ class Draw:
     offset_hu: Tensor
     erased: Tensor
 
+    def part(self, which: slice) -> "Draw":
+        """What was drawn for some of the images."""
+        return Draw(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
+
     def record(self) -> dict[str, list[Any]]:
         """Lists of numbers, which JSON keeps exactly."""
         return {field.name: getattr(self, field.name).tolist() for field in fields(self)}

@@ -15,7 +15,7 @@ from ichsearch.data.augment import Augmentation, apply, draw
 from ichsearch.data.cache import SliceSet
 from ichsearch.data.channels import CHANNELS, Channels, InputMaker, depth
 from ichsearch.data.held import ReusedBuffer, Rows, hold
-from ichsearch.data.sampling import Sampler, epoch_order, seed_of
+from ichsearch.data.sampling import WHOLE, Sampler, Share, epoch_order, seed_of
 from ichsearch.data.tasks import Task, task_columns
 
 
@@ -35,7 +35,8 @@ class Batches:
     """Batches of the slices in `rows`.
 
     What a step of an epoch shows depends only on the recipe's seed, the epoch and the step. A batch lives in buffers
-    that the next one is written to: it is valid until the next is asked for.
+    that the next one is written to: it is valid until the next is asked for. Several processes that each take a `share`
+    of every training batch see the same slices, changed in the same way, as one that takes all.
 
     Attributes:
         labels: (N, L) float32 labels of the task on the device, in the order of `rows`.
@@ -44,8 +45,15 @@ class Batches:
         ConfigError: neighbours are wanted of slices that were cropped one by one.
     """
 
-    def __init__(self, slices: SliceSet, rows: npt.NDArray[np.int64], recipe: Recipe, device: torch.device) -> None:
-        self._recipe, self._device = recipe, device
+    def __init__(
+        self,
+        slices: SliceSet,
+        rows: npt.NDArray[np.int64],
+        recipe: Recipe,
+        device: torch.device,
+        share: Share = WHOLE,
+    ) -> None:
+        self._recipe, self._device, self._share = recipe, device, share
         self._truth = slices.labels[rows]
         self.labels = torch.from_numpy(self._truth[:, task_columns(recipe.task)]).to(device)
         sources = slices.neighbours[rows] if depth(recipe.channels) > 1 else rows[:, None]
@@ -66,14 +74,15 @@ class Batches:
         return min(len(self._truth), self.steps * self._recipe.batch_size)
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled and augmented (inputs, labels) of one epoch, from step `first_step` on."""
+        """Shuffled and augmented (inputs, labels) of the share of one epoch's batches, from step `first_step` on."""
         recipe = self._recipe
         rng = np.random.default_rng(seed_of(recipe.seed, epoch))
         order = self._pixels.arranged(epoch_order(self._truth, recipe.task, recipe.sampler, rng), rng)
         for step in range(first_step, self.steps):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            inputs = self._augmented(chosen, epoch, step) if recipe.augmentation.strength else self._plain(chosen)
-            yield inputs, self.labels[torch.from_numpy(chosen).to(self._device)]
+            own = chosen[self._share.part(len(chosen))]
+            inputs = self._augmented(chosen, epoch, step) if recipe.augmentation.strength else self._plain(own)
+            yield inputs, self.labels[torch.from_numpy(own).to(self._device)]
 
     def evaluate(self) -> Iterator[Tensor]:
         """Inputs of all slices in the order of `rows`, not augmented."""
@@ -83,10 +92,11 @@ class Batches:
             yield self._plain(places[start : start + size])
 
     def _augmented(self, chosen: Rows, epoch: int, step: int) -> Tensor:
-        """(B, C, S, S) inputs of HU that were changed as drawn for this step."""
-        hu = self._pixels.gather(chosen)
+        """(B, C, S, S) inputs of the share's HU, changed as drawn for all that were chosen for this step."""
+        own = self._share.part(len(chosen))
+        hu = self._pixels.gather(chosen[own])
         state = seed_of(self._recipe.seed, epoch, step).generate_state(1, np.uint64)
-        drawn = draw(len(hu), self._recipe.augmentation, torch.Generator().manual_seed(int(state[0])))
+        drawn = draw(len(chosen), self._recipe.augmentation, torch.Generator().manual_seed(int(state[0]))).part(own)
         return self._made(apply(self._floats.of_shape(*hu.shape).copy_(hu), drawn))
 
     def _plain(self, chosen: Rows) -> Tensor:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ichsearch.data.cache_build import BREAKS, PIXELS, TABLE, build_mapped, build_streamed
 from ichsearch.data.stream import SliceStream
-from ichsearch.errors import ConfigError
+from ichsearch.errors import ConfigError, StorageError
 from ichsearch.labels import LABELS
 from ichsearch.shards.copies import bytes_in_store, hold, is_copy, is_held, make_copy, origin_of
 from ichsearch.shards.identity import cache_folder
@@ -210,6 +210,7 @@ def _build(place: _Place) -> None:
     aside = _aside(entry)
     if entry == place.mapped:
         _make_room(place.cache, needed_bytes=place.n_bytes)
+        _require_room(place.cache, place.n_bytes)
         aside.mkdir()
         build_mapped(aside, place.shards, place.manifest, place.size)
     else:
@@ -239,6 +240,25 @@ def _make_room_for_copy(place: _Place) -> None:
             f"{needed_bytes:,} bytes of {quota:,}; raise ICHSEARCH_CACHE_BYTES, or copy the shards to a disk"
         )
     _make_room(place.cache, needed_bytes=needed_bytes)
+
+
+def _require_room(cache: Path, needed_bytes: int) -> None:
+    if (free := shutil.disk_usage(cache).free) < needed_bytes:
+        raise StorageError(
+            f"the disk of the cache {cache} is full: {free:,} bytes free, {needed_bytes:,} needed; make room, or "
+            "put it elsewhere with ICHSEARCH_CACHE"
+        )
+
+
+def cache_room() -> tuple[int, int, int]:
+    """Of this node's cache: bytes used, its quota, and bytes free on its disk.
+
+    Raises:
+        ConfigError: `ICHSEARCH_CACHE_BYTES` is no number.
+    """
+    cache = cache_folder()
+    where = next(path for path in (cache, *cache.parents) if path.is_dir())
+    return _used(cache), _quota(cache), shutil.disk_usage(where).free
 
 
 def _quota(cache: Path) -> int:

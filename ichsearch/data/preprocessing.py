@@ -23,10 +23,11 @@ class Preprocessing(BaseModel):
     hist_breaks: dict[int, list[int]] = Field(
         description="rising HU, the break points of channels: hist, by the side of the images; none without such"
     )
+    key_id: str | None = Field(None, description="of the key that hashed the patients; older runs do not tell")
 
 
 def preprocessing_of(shards: Path, hist_sizes: Iterable[int] = ()) -> Preprocessing:
     """How the slices of `shards` were made; `hist_sizes` are the image sizes that models with channels: hist see."""
     settings = read_manifest(shards).settings
     breaks = {size: open_slices(shards, size).hist_breaks.tolist() for size in hist_sizes}
-    return Preprocessing(size=settings.size, crop=settings.crop, hist_breaks=breaks)
+    return Preprocessing(size=settings.size, crop=settings.crop, hist_breaks=breaks, key_id=settings.key_id)

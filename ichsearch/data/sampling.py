@@ -3,7 +3,7 @@
 In: the labels of a part, a seed and an epoch. Out: places in the part; the same for the same arguments.
 """
 
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,20 @@ from ichsearch.labels import ANY, LABELS, SUBTYPES
 
 Sampler = Literal["shuffled", "balanced"]
 """Every slice once; or drawn with replacement so that rare classes are seen as often as frequent ones."""
+
+
+class Share(NamedTuple):
+    """One of several shares of whatever is in a row, which differ by one thing at most."""
+
+    number: int = 0
+    of: int = 1
+
+    def part(self, length: int) -> slice:
+        """Where the share lies among `length` things."""
+        return slice(length * self.number // self.of, length * (self.number + 1) // self.of)
+
+
+WHOLE: Final = Share()
 
 
 def seed_of(seed: int, *place: int) -> np.random.SeedSequence:

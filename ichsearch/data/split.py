@@ -1,13 +1,14 @@
 """Which patients train, validate and test: five folds that depend on the images alone.
 
-In: the table of a `SliceSet`. Out: a `Split`, frozen in `split.json`.
+In: the table of a `SliceSet`. Out: a `Split`, frozen in `split.json`. A split by slice leaks: slices of one patient
+stand on both sides. It is there to show what that does to the paper's scores.
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,15 @@ FOLDS: Final = 5
 TEST_FOLD: Final = 0
 VALIDATION_FOLD: Final = 1
 RELIABLE_POSITIVE_GROUPS: Final = 5
+LEAKY: Final = "leaky"
+"""What stands beside every figure of a split by slice."""
+
+Unit = Literal["patient", "slice"]
+"""What is dealt to the folds as a whole."""
 
 
 class Split(BaseModel):
-    """The fold of every patient, and the labels too rare to be judged."""
+    """The fold of every patient, and the labels too rare to be judged; by slice, of no patient: images are hashed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,6 +39,16 @@ class Split(BaseModel):
     fingerprint: str
     patients: dict[str, int]
     unreliable: dict[str, int]
+    by: Unit = "patient"
+
+    @property
+    def leaks(self) -> bool:
+        """Whether slices of one patient may stand on both sides."""
+        return self.by == "slice"
+
+    def as_json(self) -> dict[str, Any]:
+        """As `split.json` has it; a split by patient does not say so."""
+        return self.model_dump(exclude_defaults=True)
 
     def fold_of(self, table: pd.DataFrame) -> npt.NDArray[np.int64]:
         """(N,) the fold of each slice.
@@ -40,6 +56,8 @@ class Split(BaseModel):
         Raises:
             DataError: a patient without a fold, or an image that stands in two folds.
         """
+        if self.leaks:
+            return np.array([_fold_of_image(image, self.seed) for image in table["stored_hash"]], np.int64)
         folds = table["patient"].map(self.patients)
         if folds.isna().any():
             raise DataError(
@@ -51,18 +69,23 @@ class Split(BaseModel):
 
     def holding_out(self, fold: int) -> Self:
         """The same split, turned so that `fold` is the test fold, and the next one the validation fold."""
+        assert not self.leaks, "a split by slice has no fold of patients to hold out"
         return self.model_copy(update={"patients": {name: (own - fold) % FOLDS for name, own in self.patients.items()}})
 
 
-def make_split(table: pd.DataFrame, fingerprint: str, seed: int) -> Split:
+def make_split(table: pd.DataFrame, fingerprint: str, seed: int, by: Unit = "patient") -> Split:
     """Deal groups of patients into five folds, the rarest label first, each group to the fold that has least of it.
 
     Patients that share an image are one group. Groups are ordered by SHA-256 of the seed and their images, so that
-    the split is the same for everybody who has the images.
+    the split is the same for everybody who has the images. By slice each image is dealt by its own SHA-256.
 
     Raises:
         DataError: fewer groups than folds, or a fold to be judged on has slices of one kind only.
     """
+    if by == "slice":
+        leaky = Split(seed=seed, fingerprint=fingerprint, patients={}, unreliable={}, by=by)
+        _require_both_kinds(table, leaky)
+        return leaky
     groups = _groups(table)
     ordered = sorted(groups, key=lambda rows: _group_hash(table["stored_hash"].iloc[rows], seed))
     if len(ordered) < FOLDS:
@@ -108,6 +131,10 @@ def _group_hash(images: "pd.Series[str]", seed: int) -> str:
     return hashlib.sha256("\n".join([str(seed), *sorted(images)]).encode()).hexdigest()
 
 
+def _fold_of_image(image: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{image}".encode()).digest()[:8]) % FOLDS
+
+
 def _deal(positive: npt.NDArray[np.bool_], slices: Sequence[int]) -> list[int]:
     """The fold of each group; ties go to the fold with fewest slices, then to the first."""
     fold_of = [-1] * len(slices)
@@ -140,7 +167,7 @@ def _require_both_kinds(table: pd.DataFrame, split: Split) -> None:
             )
 
 
-def open_split(path: Path, table: pd.DataFrame, fingerprint: str, seed: int) -> Split:
+def open_split(path: Path, table: pd.DataFrame, fingerprint: str, seed: int, by: Unit = "patient") -> Split:
     """The split in `path`, made and written there if it does not exist yet.
 
     Raises:
@@ -148,10 +175,10 @@ def open_split(path: Path, table: pd.DataFrame, fingerprint: str, seed: int) -> 
         DataError: the data cannot be split.
     """
     if not path.is_file():
-        split = make_split(table, fingerprint, seed)
-        write_json(path, split.model_dump())
+        split = make_split(table, fingerprint, seed, by)
+        write_json(path, split.as_json())
         return split
     split = Split.model_validate(read_json(path))
-    if (split.fingerprint, split.seed) != (fingerprint, seed):
-        raise ConfigError(f"{path} splits other data or has another seed; give another --out")
+    if (split.fingerprint, split.seed, split.by) != (fingerprint, seed, by):
+        raise ConfigError(f"{path} splits other data or has another seed or unit; give another --out")
     return split

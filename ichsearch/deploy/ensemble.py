@@ -14,18 +14,16 @@ import numpy as np
 import pandas as pd
 
 from ichsearch.deploy.ensemble_record import Ensemble, Gain, Member, Step
-from ichsearch.deploy.gains import gain_over
-from ichsearch.deploy.models import best_trial, predictor_of, with_weights
+from ichsearch.deploy.gains import gain_over, gain_text
+from ichsearch.deploy.models import best_trial, predictor_of, validation_of, with_weights
 from ichsearch.deploy.stored_slices import predict_rows, stored_slices
 from ichsearch.errors import DataError, NoTrialFinishedError
-from ichsearch.files import write_json, written_aside
-from ichsearch.report.bootstrap import Resampled
+from ichsearch.files import sha256_of, write_json, written_aside
+from ichsearch.report.bootstrap import MIN_PATIENTS, Resampled
 from ichsearch.report.statistics import Predictions, read_predictions, resampled_scores
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.config import TrialConfig
-from ichsearch.train.lineage import PREDICTIONS
 from ichsearch.train.metrics import LOWER_IS_BETTER, FloatArray, Metric, score
-from ichsearch.train.trial import read_result
 
 MOST_VOTES: Final = 20
 """Votes are added as long as the score rises; more than these would change nothing that can be seen."""
@@ -85,27 +83,29 @@ def choose_ensemble(folder: RunFolder, shards: Path | None, on_progress: Progres
     flip_gain = None if mirrored is None else vote.gain(mirrored, plain)
     flip = flip_gain is not None and flip_gain.value > 0
     final = mirrored if flip and mirrored is not None else plain
-    ensemble = _record(vote, votes, final, flip=flip, flip_gain=flip_gain)
     for column, label in enumerate(vote.reference.labels):
         table[f"probability_{label}"] = final[:, column].astype(np.float32)
     with written_aside(folder.ensemble_predictions) as aside:
         table.to_parquet(aside, index=False)
+    written = sha256_of(folder.ensemble_predictions)
+    ensemble = _record(vote, votes, final, flip=flip, flip_gain=flip_gain)
+    ensemble = ensemble.model_copy(update={"predictions_sha256": written})
     write_json(folder.ensemble, ensemble.model_dump())
     return ensemble
 
 
 def _open_vote(folder: RunFolder) -> tuple[pd.DataFrame, _Vote]:
     best = best_trial(folder)
-    names = [trial for trial in with_weights(folder) if read_result(folder.trial(trial))]
+    names = with_weights(folder)
     if not names:
         raise NoTrialFinishedError(f"an ensemble needs trials whose weights were kept, but {folder} has none")
-    paths = {trial: folder.trial(trial) / PREDICTIONS for trial in names}
+    paths = {trial: validation_of(folder, trial) for trial in names}
     of_trial = {trial: read_predictions(path) for trial, path in paths.items()}
     reference = of_trial[best if best in of_trial else names[0]]
     for trial, predictions in of_trial.items():
         if not np.array_equal(predictions.slices, reference.slices) or predictions.labels != reference.labels:
             raise DataError(
-                f"all trials of a run predict the same slices, but trial {trial} does not; remove its folder"
+                f"all trials of a run predict the same slices, but trial {trial} does not; move its folder away"
             )
     record = folder.record(names[0])
     assert record is not None, "a trial with a result has a record"
@@ -143,7 +143,7 @@ def _mirrored(folder: RunFolder, shards: Path, votes: Sequence[str], vote: _Vote
     for number, (trial, count) in enumerate(counts.items()):
         on_progress("mirror images", number, len(counts))
         predictor = predictor_of(
-            folder, [trial], [1.0], flip=True, validation=folder.trial(trial) / PREDICTIONS, shards=shards
+            folder, [trial], [1.0], flip=True, validation=validation_of(folder, trial), shards=shards
         )
         total = total + count * predict_rows(predictor, slices, np.asarray(rows, np.int64))
     on_progress("mirror images", len(counts), len(counts))
@@ -167,6 +167,7 @@ def _record(vote: _Vote, votes: Sequence[str], final: FloatArray, *, flip: bool,
         steps=tuple(_step(vote, votes, number) for number in range(len(votes))),
         slices=len(vote.reference.slices),
         patients=len(vote.reference.patients),
+        candidates=len(vote.of_trial),
     )
 
 
@@ -186,7 +187,7 @@ def ensemble_text(ensemble: Ensemble) -> list[str]:
     """What a person should know of it, a line each."""
 
     def told(gain: Gain | None) -> str:
-        return f"gain {gain.value:+.4f} (95 % {gain.low:+.4f} to {gain.high:+.4f})" if gain else ""
+        return f"gain {gain_text(gain)}" if gain else ""
 
     lines = [
         f"{member.trial}: {member.count} vote{'s' * (member.count != 1)} · {told(member.gain) or 'alone'}"
@@ -200,10 +201,13 @@ def ensemble_text(ensemble: Ensemble) -> list[str]:
     if ensemble.gain:
         shown = "" if ensemble.gain.low > 0 else ": NOT shown to be one"
         over = f"; {told(ensemble.gain)} over the best trial alone{shown}"
+    if ensemble.patients < MIN_PATIENTS:
+        over += f"; fewer than {MIN_PATIENTS} patients, so no interval is to be believed"
     return [
         *lines,
         f"mirror images: {mirror}",
         f"{whole}{over}",
-        f"chosen on these {ensemble.slices} validation slices of {ensemble.patients} patients, so its score is "
-        "optimistic · not for clinical use",
+        f"chosen from {ensemble.candidates} trials on these {ensemble.slices} validation slices of "
+        f"{ensemble.patients} patients: its score and gains are optimistic, and their intervals do not know of the "
+        "choice; only other patients can show a gain (ichsearch evaluate --ensemble) · not for clinical use",
     ]

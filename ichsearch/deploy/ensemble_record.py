@@ -53,6 +53,8 @@ class Ensemble(_Frozen):
     steps: tuple[Step, ...]
     slices: int
     patients: int
+    candidates: int = Field(1, description="trials that were chosen from")
+    predictions_sha256: str | None = Field(None, description="of ensemble.parquet, which thresholds come from")
 
 
 def read_ensemble(folder: RunFolder) -> Ensemble:

@@ -25,6 +25,7 @@ from ichsearch.deploy.thresholds import points_of
 from ichsearch.errors import ConfigError, DataError
 from ichsearch.files import read_json, write_json, written_aside
 from ichsearch.report.bootstrap import Interval, Statistic, resample
+from ichsearch.report.inspect_cohort import read_metadata
 from ichsearch.report.report import shards_of
 from ichsearch.report.statistics import Predictions, as_predictions, intervals, read_predictions
 from ichsearch.report.weighted_scores import PatientNumbers
@@ -43,10 +44,20 @@ Rows = npt.NDArray[np.int64]
 
 
 class _Chosen(NamedTuple):
-    """Which slices are judged on, and how many patients are not because the run knows them."""
+    """Which slices are judged on; how many patients are not because the run knows them; how these were recognised."""
 
     rows: Rows
-    left_out: int
+    left_out: int = 0
+    other_key: bool = False
+    images_compared: bool = False
+
+
+class _How(NamedTuple):
+    """What was judged, and in which way."""
+
+    part: Part
+    smooth: bool
+    label_level: str | None
 
 
 def evaluate(
@@ -67,7 +78,8 @@ def evaluate(
         shards: labelled slices, made as the run's were.
         part: of the run's own data `validation` or `test`; of others `all`.
         smooth: average over neighbouring slices, in choosing thresholds too.
-        run_shards: the run's own; needed to smooth in an older run.
+        run_shards: the run's own; its patients are recognised by their images, too, and an older run needs them to
+            smooth.
         command: what was typed, for the record of who opened the test fold.
 
     Raises:
@@ -77,7 +89,7 @@ def evaluate(
     """
     _require_same_preprocessing(predictor, shards)
     slices = stored_slices(shards)
-    chosen = _chosen(folder, predictor, slices, part)
+    chosen = _chosen(folder, predictor, slices, part, shards, run_shards)
     validation = read_predictions(predictor.validation)
     if smooth:
         validation = smoothed_validation(predictor.validation, run_shards)
@@ -86,7 +98,8 @@ def evaluate(
             note_opening(folder, command, predictor.trials)
     probabilities = _probabilities(predictor, slices, chosen.rows, smooth=smooth)
     table = prediction_table(slices, chosen.rows, predictor.labels, probabilities)
-    evaluation = _judged(folder, predictor, slices, table, validation, part, chosen.left_out, smooth)
+    how = _How(part, smooth, read_manifest(shards).label_level)
+    evaluation = _judged(folder, predictor, slices.fingerprint, table, validation, chosen, how)
     return evaluation, _keep(folder, evaluation, table)
 
 
@@ -107,14 +120,18 @@ def _require_same_preprocessing(predictor: Predictor, shards: Path) -> None:
         )
 
 
-def _chosen(folder: RunFolder, predictor: Predictor, slices: SliceSet, part: Part) -> _Chosen:
+def _chosen(
+    folder: RunFolder, predictor: Predictor, slices: SliceSet, part: Part, shards: Path, run_shards: Path | None
+) -> _Chosen:
     split, task = Split.model_validate(read_json(folder.split)), predictor.configs[0].task
     if split.fingerprint == slices.fingerprint:
-        return _Chosen(_own_rows(slices, split, predictor, part), 0)
+        return _Chosen(_own_rows(slices, split, predictor, part))
     if part != "all":
         raise ConfigError(f"only the run's own data have a {part} fold, but these are others; leave --split out")
     wanted = task_rows(task, slices.labels)
-    known = slices.table["patient"].isin(split.patients.keys()).to_numpy()
+    if not wanted.any():
+        raise DataError("an evaluation needs labelled slices, but these shards have none; preprocess with --labels")
+    known = _known(slices.table, split, run_shards)
     left_out = int(slices.table["patient"][known & wanted].nunique())
     rows = np.flatnonzero(wanted & ~known)
     if not len(rows):
@@ -122,7 +139,19 @@ def _chosen(folder: RunFolder, predictor: Predictor, slices: SliceSet, part: Par
             f"an evaluation needs labelled slices of patients that the run does not know, but of {int(wanted.sum())} "
             f"labelled slices all are of patients that it does ({left_out}); give others"
         )
-    return _Chosen(rows, left_out)
+    own_key = predictor.preprocessing.key_id
+    other_key = own_key is not None and own_key != read_manifest(shards).settings.key_id
+    return _Chosen(rows, left_out, other_key, images_compared=run_shards is not None)
+
+
+def _known(table: pd.DataFrame, split: Split, run_shards: Path | None) -> BoolArray:
+    """Which slices are of patients whom the run knows: by their hash, or because one of their images is the run's."""
+    known = table["patient"].isin(split.patients.keys())
+    if run_shards is not None:
+        own = read_metadata(run_shards, read_manifest(run_shards))["stored_hash"]
+        same_image = table["patient"][table["stored_hash"].isin(own)]
+        known |= table["patient"].isin(same_image)
+    return np.asarray(known, np.bool_)
 
 
 def _own_rows(slices: SliceSet, split: Split, predictor: Predictor, part: Part) -> Rows:
@@ -148,12 +177,11 @@ def _probabilities(predictor: Predictor, slices: SliceSet, rows: Rows, *, smooth
 def _judged(
     folder: RunFolder,
     predictor: Predictor,
-    slices: SliceSet,
+    fingerprint: str,
     table: pd.DataFrame,
     validation: Predictions,
-    part: Part,
-    left_out: int,
-    smooth: bool,
+    chosen: _Chosen,
+    how: _How,
 ) -> Evaluation:
     given = as_predictions(table)
     (truth, tops), (chosen_truth, chosen_tops) = (_of_patients(one) for one in (given, validation))
@@ -164,12 +192,15 @@ def _judged(
         trials=list(predictor.trials),
         weights=list(predictor.weights),
         flip=predictor.flip,
-        smoothed=smooth,
-        fingerprint=slices.fingerprint,
-        part=part,
+        smoothed=how.smooth,
+        fingerprint=fingerprint,
+        part=how.part,
         slices=len(given.slices),
         patients=len(given.patients),
-        patients_left_out=left_out,
+        patients_left_out=chosen.left_out,
+        other_key=chosen.other_key,
+        images_compared=chosen.images_compared,
+        label_level=how.label_level,
         positive_slices=_counts(given.labels, given.positive),
         positive_patients=_counts(given.labels, truth),
         scores=intervals(given),

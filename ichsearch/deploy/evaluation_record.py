@@ -45,7 +45,10 @@ class Evaluation(_Frozen):
     part: Part
     slices: int
     patients: int
-    patients_left_out: int = Field(description="because the run knows them")
+    patients_left_out: int = Field(description="because the run knows them, by name or by image")
+    other_key: bool = Field(False, description="patients were hashed with another key than the run's: by image alone")
+    images_compared: bool = Field(False, description="whether the run's own images were at hand to be looked for")
+    label_level: str | None = Field("slice", description="what a label was given for: slice, series, study, patient")
     positive_slices: dict[str, int]
     positive_patients: dict[str, int]
     scores: Scores = Field(description="as in statistics.json; null where the patients do not define one")
@@ -53,9 +56,12 @@ class Evaluation(_Frozen):
     patient_thresholds: Points
 
 
-def interval_text(interval: Interval | None) -> str:
-    """A value with its interval."""
-    return "undefined" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def interval_text(interval: Interval | None, patients: int) -> str:
+    """A value with its interval, without it where these are too few patients to believe one."""
+    if interval is None:
+        return "undefined"
+    bounds = f" [{interval.low:.3f}, {interval.high:.3f}]" if patients >= MIN_PATIENTS else ""
+    return f"{interval.value:.3f}{bounds}"
 
 
 def score_rows(judged: Evaluation) -> list[list[str]]:
@@ -63,9 +69,9 @@ def score_rows(judged: Evaluation) -> list[list[str]]:
     names = ("auroc", "average_precision", "patient_auroc", "patient_average_precision")
     rows = [["", "positive slices", "patients", *names]]
     for label, positive in judged.positive_slices.items():
-        scores = [interval_text(judged.scores.get(f"{name}_{label}")) for name in names]
+        scores = [interval_text(judged.scores.get(f"{name}_{label}"), judged.patients) for name in names]
         rows.append([label, str(positive), str(judged.positive_patients[label]), *scores])
-    means = [interval_text(judged.scores.get(f"{name}_mean")) for name in names]
+    means = [interval_text(judged.scores.get(f"{name}_mean"), judged.patients) for name in names]
     return [*rows, ["mean", "", "", *means]]
 
 
@@ -78,7 +84,7 @@ def threshold_rows(judged: Evaluation) -> list[list[str]]:
         for name, point in points[label].items():
             if point:
                 chosen = f"{point.chosen_sensitivity:.3f}, {point.chosen_specificity:.3f}"
-                shares = [interval_text(point.sensitivity), interval_text(point.specificity)]
+                shares = [interval_text(share, judged.patients) for share in (point.sensitivity, point.specificity)]
                 rows.append([level, name, f"{point.threshold:.4g}", *shares, chosen])
     return rows
 
@@ -87,7 +93,18 @@ def evaluation_text(judged: Evaluation) -> list[str]:
     """What a person should know of it, a line each."""
     lines = [f"{judged.slices} labelled slices of {judged.patients} patients; 95 % intervals over patients"]
     if judged.patients < MIN_PATIENTS:
-        lines.append(f"fewer than {MIN_PATIENTS} patients: intervals are too narrow to be believed")
+        lines[0] = lines[0].replace("; 95 % intervals over patients", f"; no intervals of fewer than {MIN_PATIENTS}")
+    if judged.label_level not in (None, "slice"):
+        lines.append(
+            f"labels are given per {judged.label_level}: every slice of a positive one counts as positive, so that "
+            "scores of slices are those of its whole length; believe those of patients"
+        )
+    if judged.other_key and judged.part == "all":
+        images = "were looked for by their images" if judged.images_compared else "cannot be told from new ones"
+        lines.append(
+            f"these shards were made with another key: patients whom the run learned from {images}"
+            + ("" if judged.images_compared else "; where there may be any, name the run's own shards with --run-data")
+        )
     if judged.patients_left_out:
         lines.append(f"{judged.patients_left_out} patients are left out: the run knows them")
     if judged.part == "test":

@@ -4,7 +4,6 @@ In: an exported folder, and a folder of DICOM files. Out: a row a slice, and how
 """
 
 import argparse
-import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -17,11 +16,11 @@ import onnxruntime
 
 from ichsearch.deploy.exported_record import ONNX, read_record
 from ichsearch.deploy.series import open_dicom_folder
-from ichsearch.errors import DataError, IchsearchError
-from ichsearch.files import sha256_of, written_aside
+from ichsearch.deploy.targets import private_csv
+from ichsearch.errors import DataError, IchsearchError, StorageError
+from ichsearch.files import as_cell, sha256_of
 
 BATCH: Final = 32
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
 
 class ExportedModel:
@@ -64,24 +63,18 @@ def predict_folder(model: ExportedModel, dicom: str, out: Path) -> tuple[int, Co
     left_out = Counter(file.reason for file in found.refused)
     left_out.update({"duplicate": found.duplicates} if found.duplicates else {})
     written = 0
-    with written_aside(out) as aside, aside.open("w", newline="", errors="backslashreplace") as file:
-        table = csv.writer(file)
-        table.writerow(["study", "series", "slice", *(f"probability_{label}" for label in model.record.labels)])
+    header = ["study", "series", "slice", *(f"probability_{label}" for label in model.record.labels)]
+    with private_csv(out, header) as write:
         for series in found.series(model.record.stored_px, model.record.crop):
             left_out.update(refused.reason for refused in series.refused)
-            names = [_safe(series.study), _safe(series.series)]
+            names = [as_cell(series.study), as_cell(series.series)]
             for slice_uid, row in zip(series.slices, model.predict(series.hu), strict=True):
-                table.writerow([*names, _safe(slice_uid), *(f"{value:.6g}" for value in row)])
+                write([*names, as_cell(slice_uid), *(f"{value:.6g}" for value in row)])
             written += len(series.slices)
         if not written:
             reasons = ", ".join(f"{reason} {number}" for reason, number in left_out.most_common())
             raise DataError(f"at least one file must be a usable CT slice, but none is ({reasons or 'no files'})")
     return written, left_out
-
-
-def _safe(text: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
 def main(folder: Path, arguments: Sequence[str]) -> int:
@@ -95,6 +88,9 @@ def main(folder: Path, arguments: Sequence[str]) -> int:
     except IchsearchError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"{options.out} must be writable, but: {error.strerror}; give another --out\n")
+        return StorageError.exit_code
     sys.stdout.write(f"{written} slices in {options.out} · not for clinical use\n")
     for reason, number in left_out.most_common():
         sys.stdout.write(f"left out: {reason} {number}\n")

@@ -16,10 +16,11 @@ from jinja2 import Environment, StrictUndefined
 from ichsearch import __version__
 from ichsearch.data.split import FOLDS, Split
 from ichsearch.deploy.ensemble_record import read_ensemble
+from ichsearch.deploy.evaluation_record import Evaluation
 from ichsearch.deploy.exported_record import ExportedRecord
 from ichsearch.deploy.onnx_graph import LARGEST_DIFFERENCE
 from ichsearch.files import read_json
-from ichsearch.report.bootstrap import MIN_PATIENTS, Interval
+from ichsearch.report.bootstrap import MIN_PATIENTS, RESAMPLES, Interval
 from ichsearch.report.confirmation import confirmations, opened_text
 from ichsearch.report.inspect_cohort import read_metadata
 from ichsearch.report.provenance import read_commands
@@ -59,6 +60,7 @@ def model_card(folder: RunFolder, record: ExportedRecord, validation: Path, shar
         verdict=_verdict(folder, is_ensemble=len(record.members) > 1 or record.flip),
         record=record,
         bound=LARGEST_DIFFERENCE,
+        resamples=f"{RESAMPLES:,}",
         labels=record.labels,
         members=[_member(folder, record, place) for place in range(len(record.members))],
         data=_cohort(folder, shards) | _data(manifest, table),
@@ -100,10 +102,9 @@ def _verdict(folder: RunFolder, *, is_ensemble: bool) -> str:
         told.append(_against_rules(known))
     gain = read_ensemble(folder).gain if is_ensemble else None
     if gain is not None:
-        claim = "" if gain.low > 0 else ": **not shown to be a gain**"
         told.append(
-            f"The ensemble is {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] better than its best member "
-            f"on the validation patients{claim}."
+            f"The ensemble is {gain.value:+.3f} better than its best member on the validation patients, on whom it was "
+            "chosen: **not shown to be a gain on others**."
         )
     return " ".join(told)
 
@@ -195,7 +196,29 @@ def _test(folder: RunFolder, record: ExportedRecord) -> str:
         for trial in (member.trial for member in record.members)
         if trial in known and known[trial].patients
     ]
-    return "\n".join([opened, *lines, "External validation: none recorded here."])
+    return "\n".join([opened, *lines, *_evaluations(folder, record)])
+
+
+def _evaluations(folder: RunFolder, record: ExportedRecord) -> list[str]:
+    """What `ichsearch evaluate` has found of these very models, beside the validation patients."""
+    models = [(member.trial, member.weight) for member in record.members]
+    found = [Evaluation.model_validate(read_json(path)) for path in sorted(folder.evaluations.glob("*.json"))]
+    own = [
+        one
+        for one in found
+        if list(zip(one.trials, one.weights, strict=True)) == models
+        and one.flip == record.flip
+        and one.part != "validation"
+    ]
+    if not own:
+        return ["External validation: none recorded here."]
+    return [
+        f"Evaluated on {'the test fold' if one.part == 'test' else f'other data, fingerprint {one.fingerprint[:12]}'}"
+        f"{', smoothed' if one.smoothed else ''}: {one.slices:,} slices of {one.patients:,} patients, "
+        + ", ".join(f"AUROC {label} {_told(one.scores.get(f'auroc_{label}'))}" for label in record.labels)
+        + "."
+        for one in own
+    ]
 
 
 def _thresholds(record: ExportedRecord) -> Iterator[list[str]]:

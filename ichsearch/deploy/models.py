@@ -4,7 +4,7 @@ In: a run folder. Out: a `Predictor`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from ichsearch.data.preprocessing import Preprocessing, preprocessing_of
 from ichsearch.deploy.ensemble_record import read_ensemble
@@ -25,10 +26,12 @@ from ichsearch.search.confirmed import best_trials
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space_file import load_space
 from ichsearch.train.config import TrialConfig
-from ichsearch.train.lineage import METRICS, PREDICTIONS, WEIGHTS
+from ichsearch.train.lineage import PREDICTIONS, WEIGHTS, recorded_sha256
+from ichsearch.train.memory import MicroBatch
 from ichsearch.train.metrics import FloatArray
 from ichsearch.train.setup import make_model, pick_device
 from ichsearch.train.steps import Arithmetic, arithmetic
+from ichsearch.train.trial import read_result
 
 BATCH: Final = 64
 Images = npt.NDArray[np.int16]
@@ -48,6 +51,7 @@ class Predictor:
         validation: the file of its predictions of the validation slices; thresholds come from there.
         pipeline: HU to probabilities.
         device: where it works.
+        micro: how many slices go through it at once.
     """
 
     labels: tuple[str, ...]
@@ -59,6 +63,7 @@ class Predictor:
     validation: Path
     pipeline: Pipeline
     device: torch.device
+    micro: MicroBatch = field(default_factory=lambda: MicroBatch(BATCH))
 
     @property
     def needs_neighbours(self) -> bool:
@@ -80,7 +85,12 @@ class Predictor:
         return np.concatenate([np.empty((0, len(self.labels)), np.float32), *parts])
 
     def _batch(self, hu: Images) -> FloatArray:
-        probabilities: FloatArray = self.pipeline(torch.from_numpy(hu).to(self.device)).cpu().numpy()
+        images = torch.from_numpy(hu).to(self.device)
+
+        def work(size: int) -> Tensor:
+            return torch.cat([self.pipeline(images[start : start + size]) for start in range(0, len(images), size)])
+
+        probabilities: FloatArray = self.micro.run(work).cpu().numpy()
         return probabilities
 
 
@@ -111,7 +121,7 @@ def load_predictor(
 
     Raises:
         ConfigError: the trial or the ensemble is not there, or its weights were not kept.
-        DataError: weights are damaged.
+        DataError: weights or validation predictions are not those that were written.
         NoTrialFinishedError: the run has no result yet.
     """
     if ensemble and trial is not None:
@@ -120,12 +130,25 @@ def load_predictor(
         chosen = read_ensemble(folder)
         trials = [member.trial for member in chosen.members]
         weights, flip, validation = [m.weight for m in chosen.members], chosen.flip, folder.ensemble_predictions
+        _require_as_written(validation, chosen.predictions_sha256)
     else:
         trials, weights, flip = [trial or best_trial(folder)], [1.0], False
-        validation = folder.trial(trials[0]) / PREDICTIONS
+        config_of(folder, trials[0])
+        validation = validation_of(folder, trials[0])
     return predictor_of(
         folder, trials, weights, flip=flip, validation=validation, shards=shards, device=device, exact=exact
     )
+
+
+def validation_of(folder: RunFolder, trial: str) -> Path:
+    """A trial's predictions of the validation slices.
+
+    Raises:
+        DataError: they are not those that it wrote.
+    """
+    path = folder.trial(trial) / PREDICTIONS
+    _require_as_written(path, recorded_sha256(path.parent, PREDICTIONS))
+    return path
 
 
 def predictor_of(
@@ -140,6 +163,7 @@ def predictor_of(
     exact: bool = False,
 ) -> Predictor:
     """The predictor of some trials, each with its weight in the mean; see `load_predictor`."""
+    _refuse_leaky(folder)
     device = device or pick_device()
     configs = [config_of(folder, trial) for trial in trials]
     preprocessing = run_preprocessing(folder, shards, configs)
@@ -165,15 +189,25 @@ def best_trial(folder: RunFolder) -> str:
     """The trial with the best score."""
     if not folder.space.is_file():
         raise ConfigError(f"RUN must be the folder of a run, but {folder} is none; give --out of `ichsearch run`")
+    _refuse_leaky(folder)
     best = best_trials(folder, load_space(folder.space).metric, top=1)
     if not best:
         raise NoTrialFinishedError(f"a model needs a finished trial, but {folder} has none; go on with the run")
     return best[0]
 
 
+def _refuse_leaky(folder: RunFolder) -> None:
+    if folder.leaks:
+        raise ConfigError(
+            f"a model is judged on patients that it has not seen, but the split of {folder.root} is leaky: by slice; "
+            "take the run by patient beside it"
+        )
+
+
 def with_weights(folder: RunFolder) -> list[str]:
-    """The trials whose weights were kept."""
-    return [record.trial for record in folder.records() if (folder.trial(record.trial) / WEIGHTS).is_file()]
+    """The finished trials whose weights were kept."""
+    places = {record.trial: folder.trial(record.trial) for record in folder.records()}
+    return [name for name, place in places.items() if (place / WEIGHTS).is_file() and read_result(place)]
 
 
 def config_of(folder: RunFolder, trial: str) -> TrialConfig:
@@ -196,9 +230,7 @@ def load_model(folder: RunFolder, trial: str, device: torch.device) -> torch.nn.
     """
     place = folder.trial(trial)
     folder.bring(place)
-    known = read_json(place / METRICS)["sha256"].get(WEIGHTS)
-    if known not in (None, sha256_of(place / WEIGHTS)):
-        raise DataError(f"trials/{trial}/{WEIGHTS} must be as the trial wrote it, but was changed; restore it")
+    _require_as_written(place / WEIGHTS, recorded_sha256(place, WEIGHTS))
     model = make_model(config_of(folder, trial), None, device)
     try:
         model.load_state_dict(load_file(place / WEIGHTS))
@@ -209,6 +241,19 @@ def load_model(folder: RunFolder, trial: str, device: torch.device) -> torch.nn.
     return model.eval()
 
 
+def _require_as_written(path: Path, sha256: str | None) -> None:
+    """Refuse a file that has not the hash that was recorded of it; older runs have recorded none.
+
+    Raises:
+        DataError: it was changed, or is not there.
+    """
+    name = f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise DataError(f"{name} must be there, but is not; restore it")
+    if sha256 not in (None, sha256_of(path)):
+        raise DataError(f"{name} must be as it was written, but was changed; restore it")
+
+
 def run_preprocessing(folder: RunFolder, shards: Path | None, configs: Sequence[TrialConfig]) -> Preprocessing:
     """How the run's slices were made: as it has noted, else as its shards say.
 
@@ -217,7 +262,8 @@ def run_preprocessing(folder: RunFolder, shards: Path | None, configs: Sequence[
     """
     if folder.preprocessing.is_file():
         try:
-            return Preprocessing.model_validate(read_json(folder.preprocessing))
+            known = Preprocessing.model_validate(read_json(folder.preprocessing))
+            return _with_breaks(known, configs)
         except ValidationError as error:
             raise DataError(
                 f"{folder.preprocessing.name} must tell how slices were made, but does not; restore it"
@@ -229,3 +275,14 @@ def run_preprocessing(folder: RunFolder, shards: Path | None, configs: Sequence[
             "(of evaluate: --run-data)"
         )
     return preprocessing_of(data, sorted({config.size for config in configs if config.channels == "hist"}))
+
+
+def _with_breaks(known: Preprocessing, configs: Sequence[TrialConfig]) -> Preprocessing:
+    """What is known, if it has the break points that the models need."""
+    missing = {config.size for config in configs if config.channels == "hist"} - known.hist_breaks.keys()
+    if missing:
+        raise DataError(
+            f"preprocessing.json must have the break points of channels: hist at {min(missing)} px, but has not; "
+            "restore it"
+        )
+    return known

@@ -7,11 +7,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ichsearch.data.tasks import Task
 from ichsearch.deploy.models import Predictor
 from ichsearch.deploy.overlays import require_maps
 from ichsearch.deploy.prediction_files import require_all_labels
 from ichsearch.deploy.series import Refused
-from ichsearch.deploy.targets import check_target
+from ichsearch.deploy.targets import check_files, check_target
 from ichsearch.errors import ConfigError
 
 
@@ -39,13 +40,19 @@ class Targets:
         Raises:
             ConfigError: with what to do.
         """
+        files = [("--out", path) for path in (self.table, self.studies, self.quarantine)]
         if self.kaggle is not None:
             require_all_labels(predictor.labels)
-            if self.kaggle.resolve() in {path.resolve() for path in (self.table, self.studies, self.quarantine)}:
-                raise ConfigError(f"--kaggle and --out must be two files, but both write {self.kaggle}; give another")
+            files.append(("--kaggle", self.kaggle))
+        check_files(files)
         if self.overlays is not None:
             check_target(self.overlays, "--overlays")
             require_maps(predictor)
+            if any(path.resolve().is_relative_to(self.overlays.resolve()) for _, path in files):
+                raise ConfigError(
+                    f"--overlays must be a folder of its own, but other results go into {self.overlays}, too; "
+                    f"give {self.overlays}/overlays, say"
+                )
 
 
 @dataclass
@@ -70,7 +77,7 @@ class Outcome:
         return Counter(file.reason for file in self.refused)
 
 
-def outcome_text(outcome: Outcome, targets: Targets) -> list[str]:
+def outcome_text(outcome: Outcome, targets: Targets, task: Task) -> list[str]:
     """What was found and what was written, a line each."""
     reasons = ", ".join(f"{reason} {number}" for reason, number in outcome.reasons.most_common())
     lines = [
@@ -85,4 +92,6 @@ def outcome_text(outcome: Outcome, targets: Targets) -> list[str]:
         lines.append(f"{targets.kaggle}: {outcome.slices + outcome.guessed} slices{guessed if outcome.guessed else ''}")
     if targets.overlays:
         lines.append(f"{targets.overlays}: {outcome.drawn} pictures, each named by its slice's number")
+    if task == "positives":
+        lines.append("the model learned from slices that bleed: of any other slice its subtypes mean nothing")
     return [*lines, "not for clinical use"]

@@ -39,7 +39,7 @@ class Pipeline(nn.Module):
         parts = [
             weight * self._one(member, images) for member, weight in zip(self._members, self._weights, strict=True)
         ]
-        return torch.stack(parts).sum(dim=0)
+        return torch.stack(parts).sum(dim=0).clamp(0, 1)  # weights that are rounded may add up to more than 1
 
     def _one(self, member: nn.Module, images: Tensor) -> Tensor:
         assert isinstance(member, Member)

@@ -15,8 +15,8 @@ from ichsearch.deploy.series import Refused, Series
 from ichsearch.deploy.smoothing import Neighbours
 from ichsearch.deploy.targets import private_csv
 from ichsearch.errors import ConfigError
+from ichsearch.files import as_cell
 from ichsearch.labels import LABELS
-from ichsearch.report.leaderboard import as_cell
 from ichsearch.train.metrics import TOP_SLICES, FloatArray
 
 DIGITS: Final = 8

@@ -1,7 +1,8 @@
 """Raw DICOM files as the slices that models see, series by series.
 
 In: a folder of DICOM files, how slices are to be made. Out: `Series` in HU, and the files that are no usable slices
-with the reason: ok + duplicate + refused = found. Memory is bounded by the largest series and some 400 bytes a file.
+with the reason: ok + duplicate + refused = found. Memory is bounded by some 400 bytes a file and, beside the slices of
+the largest series, `FRAMES_BYTES`: of a longer series frames are decoded twice, first for their common box.
 It knows neither torch nor the search.
 """
 
@@ -19,9 +20,12 @@ from ichsearch.dicom.header import read_header, slice_header
 from ichsearch.dicom.memory import keep_freed_memory
 from ichsearch.dicom.pixels import Int16Image, hash_of, read_image
 from ichsearch.dicom.reasons import RejectedError
+from ichsearch.errors import DataError
 
 HEADERS: Final = "headers"
 SAID_EVERY: Final = 256
+FRAMES_BYTES: Final = 128 * 2**20
+"""Of whole frames that wait for their series' box: 256 of 512 x 512."""
 Crop = Literal["series", "slice"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, what is done of it, and how much there is."""
@@ -68,8 +72,9 @@ class Series:
 
 class _Decoded(NamedTuple):
     place: Place
-    hu: Int16Image
+    side: int
     box: CropBox | None
+    hu: Int16Image | None  # None: to be decoded again
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,8 @@ def _one_a_slice(places: Iterable[Place]) -> tuple[list[Place], int, list[Refuse
     kept: list[Place] = []
     refused: list[Refused] = []
     duplicates = 0
-    for _, group in groupby(sorted(places, key=lambda place: (place.slice, place)), key=lambda place: place.slice):
+    by_slice = sorted(places, key=lambda place: (place.slice, place.location))
+    for _, group in groupby(by_slice, key=lambda place: place.slice):
         copies = list(group)
         chosen, surplus, useless = _chosen(copies) if len(copies) > 1 else (copies, 0, [])
         kept += chosen
@@ -174,14 +180,18 @@ def _image_hash(location: str) -> str | RejectedError:
 def _made(study: str, series: str, places: list[Place], size: int, crop: Crop) -> Series:
     decoded: list[_Decoded] = []
     refused: list[Refused] = []
+    held_bytes = 0
     for place in places:
         try:
-            decoded.append(_decoded(place))
+            item = _decoded(place)
         except RejectedError as error:
             refused.append(Refused(place.location, error.reason, place.slice))
+            continue
+        held_bytes += 2 * item.side**2
+        decoded.append(item if held_bytes <= FRAMES_BYTES else item._replace(hu=None))
     hu = np.empty((len(decoded), size, size), np.int16)
     for row, (item, box) in enumerate(zip(decoded, _boxes(decoded, crop), strict=True)):
-        hu[row] = cropped(item.hu, box, size)
+        hu[row] = cropped(_frame(item), box, size)
     return Series(
         study=study,
         series=series,
@@ -197,13 +207,25 @@ def _decoded(place: Place) -> _Decoded:
     header = slice_header(image.elements)
     if (header.sop_uid, header.position_mm) != (place.slice, place.position_mm):  # replaced since its header was read
         raise RejectedError("unreadable")
-    return _Decoded(place, image.hu, locate_brain(image.hu)[1])
+    return _Decoded(place, len(image.hu), locate_brain(image.hu)[1], image.hu)
+
+
+def _frame(item: _Decoded) -> Int16Image:
+    if item.hu is not None:
+        return item.hu
+    try:
+        return read_image(item.place.location).hu
+    except RejectedError as error:
+        raise DataError(
+            f"files must stay as they are while they are predicted, but one became unusable ({error.reason}); "
+            "predict again"
+        ) from error
 
 
 def _boxes(decoded: list[_Decoded], crop: Crop) -> list[CropBox]:
     """As preprocessing chooses them: one of the series for each size of frame, or each slice's own."""
     if crop == "slice":
-        return [union_box([item.box], len(item.hu)) for item in decoded]
-    sides = {len(item.hu) for item in decoded}
-    common = {side: union_box([item.box for item in decoded if len(item.hu) == side], side) for side in sides}
-    return [common[len(item.hu)] for item in decoded]
+        return [union_box([item.box], item.side) for item in decoded]
+    sides = {item.side for item in decoded}
+    common = {side: union_box([item.box for item in decoded if item.side == side], side) for side in sides}
+    return [common[item.side] for item in decoded]

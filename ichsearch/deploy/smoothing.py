@@ -15,6 +15,7 @@ from ichsearch.deploy.ensemble_record import Gain
 from ichsearch.deploy.gains import gain_over, gain_text
 from ichsearch.deploy.models import Predictor
 from ichsearch.errors import ConfigError, DataError
+from ichsearch.report.bootstrap import MIN_PATIENTS
 from ichsearch.report.inspect_cohort import read_metadata
 from ichsearch.report.statistics import Predictions, read_predictions
 from ichsearch.search.run_folder import RunFolder
@@ -96,4 +97,6 @@ def smoothing_text(folder: RunFolder, predictor: Predictor, shards: Path | None)
     told = "; ".join(f"{metric} better by {gain_text(gain)}" for metric, gain in gains.items())
     shown = all(gain.low > 0 for gain in gains.values())
     verdict = "" if shown else "; where the interval holds 0, not shown to help"
+    if len(read_predictions(predictor.validation).patients) < MIN_PATIENTS:
+        verdict = f"; fewer than {MIN_PATIENTS} patients, so no interval is to be believed"
     return f"smoothed over three slices: {told} on the validation patients{verdict}"

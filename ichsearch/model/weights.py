@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 import timm
 import torch
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 from torchvision.models import get_model_weights
@@ -111,13 +111,32 @@ def _from_hub(backbone: str) -> Path:
         raise UnavailableError("the weights hub does not answer, and its local cache has none") from None
 
 
+def whereabouts(backbone: str) -> Literal["cached", "hub", "nowhere"]:
+    """Where a run on this machine would find the start weights of `backbone`; nothing is fetched."""
+    if not is_of_timm(backbone):
+        url = get_model_weights(backbone).DEFAULT.url
+        cached, asked = _torchvision_path(url).is_file(), url
+    else:
+        config = timm.get_pretrained_cfg(backbone)
+        if config is None or not config.hf_hub_id:
+            return "nowhere"
+        cached = isinstance(try_to_load_from_cache(config.hf_hub_id, "model.safetensors"), str)
+        asked = constants.ENDPOINT
+    if cached:
+        return "cached"
+    return "hub" if _reachable(asked) else "nowhere"
+
+
+def _torchvision_path(url: str) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+
+
 def _from_torchvision(url: str) -> Path:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rpartition("/")[2]
+    path = _torchvision_path(url)
     if not path.is_file():
         if not _reachable(url):
             raise UnavailableError("the weights hub does not answer, and its local cache has none")
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         digest = re.search(r"-([0-9a-f]{8})\.", url)
         torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
     return path

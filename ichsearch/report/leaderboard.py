@@ -11,16 +11,17 @@ from typing import Any, Final
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from ichsearch.files import sha256_of, write_text
+from ichsearch.data.split import LEAKY
+from ichsearch.files import as_cell, write_text
 from ichsearch.labels import LABELS
 from ichsearch.report.baselines import baseline_intervals
 from ichsearch.report.bootstrap import MIN_PATIENTS
 from ichsearch.report.confirmation import Confirmation, confirmations
 from ichsearch.report.ranking import Ranked, Ranking, known_ranking
-from ichsearch.report.statistics import Intervals, known_statistics
+from ichsearch.report.statistics import Intervals, known_statistics, predictions_sha256
 from ichsearch.search.parameters import SEARCHED
 from ichsearch.search.run_folder import RunFolder, TrialRecord
-from ichsearch.train.lineage import PREDICTIONS, WEIGHTS
+from ichsearch.train.lineage import WEIGHTS
 from ichsearch.train.metrics import LOWER_IS_BETTER
 from ichsearch.train.trial import TrialResult, read_result
 
@@ -42,6 +43,7 @@ BOUNDED: Final = (
 )  # fmt: skip
 """Metrics that have columns for their interval; those of the others stand in the trial's statistics.json."""
 BASELINE: Final = "baseline"
+BY_SLICE: Final = f"slice, {LEAKY}"
 UNREADABLE: Final = "predictions cannot be read"
 """The reason why a finished trial has no place."""
 COLUMNS: Final = (
@@ -49,11 +51,14 @@ COLUMNS: Final = (
     "difference", "difference_low", "difference_high", "p_holm", "tied", "beats_baselines",
     "confirmed", "confirmed_mean", "confirmed_sd", "test_score", "test_low", "test_high",
     *(column for name in METRICS for column in ((name, f"{name}_low", f"{name}_high") if name in BOUNDED else (name,))),
-    "task", *SEARCHED, "lr_factor", "lr_suggestion", "weights", "parent", "epochs", "epochs_trained", "restarted",
-    "best_epoch", "seconds", "chain_seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m", "checkpoint",
+    "task", "split", *SEARCHED, "lr_factor", "lr_suggestion", "weights", "parent", "epochs", "epochs_trained",
+    "restarted", "best_epoch", "seconds", "chain_seconds", "images_per_s", "micro_batch", "memory_mb", "parameters_m",
+    "checkpoint",
 )  # fmt: skip
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""The last four are the first four in full width, which some spreadsheets take for the same."""
+WHOLE: Final = (
+    "confirmed", "batch_size", "size", "frozen_epochs", "epochs", "epochs_trained", "best_epoch", "micro_batch",
+)  # fmt: skip
+"""Columns of whole numbers, also beside rows that have none."""
 
 
 def write_leaderboard(folder: RunFolder) -> None:
@@ -67,12 +72,6 @@ def _safe(value: Any) -> Any:
     return as_cell(value) if isinstance(value, str) else value
 
 
-def as_cell(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe goes before what would start one."""
-    bare = text.lstrip()
-    return f"'{text}" if bare.startswith(FORMULA_STARTS) or text[:1] in ("\t", "\r", "\n") else text
-
-
 def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
     """One row a trial or baseline with the columns `COLUMNS`, texts as they are; rows without a score come last.
 
@@ -81,8 +80,9 @@ def read_leaderboard(folder: RunFolder) -> pd.DataFrame:
     """
     ranking = known_ranking(folder)
     rows = [*_trial_rows(folder, ranking), *_baseline_rows(folder, ranking)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table = table.astype({"tied": "boolean", "beats_baselines": "boolean", "confirmed": "Int64"})
+    split = {"split": BY_SLICE if folder.leaks else "patient"}
+    table = pd.DataFrame([row | split for row in rows], columns=list(COLUMNS))
+    table = table.astype({"tied": "boolean", "beats_baselines": "boolean"} | dict.fromkeys(WHOLE, "Int64"))
     if not len(table):
         return table
     lower = table["metric"].iloc[0] in LOWER_IS_BETTER
@@ -158,10 +158,8 @@ def _result(root: Path, record: TrialRecord, result: TrialResult) -> dict[str, A
 
 def _known_intervals(folder: RunFolder, trial: str) -> Intervals:
     """A trial's intervals if they have been computed; nothing else, since this is asked while trials run."""
-    path = folder.trial(trial) / PREDICTIONS
-    if not folder.statistics(trial).is_file() or not path.is_file():
-        return {}
-    known = known_statistics(folder.statistics(trial), sha256_of(path))
+    digest = predictions_sha256(folder, trial)
+    known = known_statistics(folder.statistics(trial), digest) if digest else None
     return known.intervals if known else {}
 
 

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import pandas as pd
 from rich.box import SIMPLE
-from rich.markup import escape
 from rich.table import Table
 
-from ichsearch.report.leaderboard import BASELINE
+from ichsearch.data.split import LEAKY
+from ichsearch.report.leaderboard import BASELINE, BY_SLICE
+from ichsearch.terminal import literal
 
 NOTHING: Final = ""
 HEADINGS: Final = ("rank", "trial", "backbone", "{metric}", "95 %", "minus best", "p (Holm)", "beats rules")
@@ -25,16 +26,17 @@ LEAST_P: Final = 0.001
 def as_table(board: pd.DataFrame, more: Sequence[str] = ()) -> Table:
     """The leaderboard as a table; `more` names columns of numbers to be shown too."""
     metric = str(board["metric"].iloc[0]) if len(board) else "score"
+    metric = f"{LEAKY} {metric}" if (board["split"] == BY_SLICE).any() else metric
     confirmed = (name for name in CONFIRMED if board[name].notna().any())
     shown = list(dict.fromkeys([*more, *confirmed, *ALWAYS]))
-    table = Table(*(escape(heading.format(metric=metric)) for heading in HEADINGS), box=SIMPLE, pad_edge=False)
+    table = Table(*(literal(heading.format(metric=metric)) for heading in HEADINGS), box=SIMPLE, pad_edge=False)
     for name in shown:
         table.add_column(name, justify="right")
     tied = board["tied"].fillna(value=False).to_numpy(bool)
     for number, (_, row) in enumerate(board.iterrows()):
         last_of_group = bool(tied[number] and not tied[number + 1 :].any())
         cells = [*_cells(row), *(_number(row[name]) for name in shown)]
-        table.add_row(*map(escape, cells), style=_style(row), end_section=last_of_group)
+        table.add_row(*map(literal, cells), style=_style(row), end_section=last_of_group)
     return table
 
 

@@ -17,7 +17,14 @@ from ichsearch.report.baseline_rules import RULES
 from ichsearch.report.baselines import fit_baselines
 from ichsearch.report.bootstrap import MIN_PATIENTS, Resampled
 from ichsearch.report.comparisons import SIGNIFICANT, holm, is_above_zero, pairwise_p
-from ichsearch.report.statistics import Predictions, read_predictions, resampled_scores, settings, trial_statistics
+from ichsearch.report.statistics import (
+    Predictions,
+    predictions_sha256,
+    read_predictions,
+    resampled_scores,
+    settings,
+    trial_statistics,
+)
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lineage import PREDICTIONS
@@ -55,7 +62,9 @@ class Ranking(_Frozen):
     best: str = Field(description="the trial with the best score")
     slices: int
     patients: int
-    reliable: bool = Field(description="enough patients for intervals to mean something; else nobody beats anybody")
+    reliable: bool = Field(
+        description="new patients, enough for intervals to mean something; else nobody beats anybody"
+    )
     trials: dict[str, Ranked]
     baselines: dict[str, Ranked]
     unreadable: tuple[str, ...] = Field(description="finished trials that are not ranked: damaged predictions")
@@ -75,6 +84,7 @@ class _Judged(NamedTuple):
     best: str
     slices: int
     patients: int
+    leaks: bool
     trials: dict[str, Resampled]
     baselines: dict[str, Resampled]
 
@@ -100,9 +110,9 @@ def rank_trials(folder: RunFolder, shards: Path | None) -> Ranking:
     config = TrialConfig.model_validate(readable[best].config)
     if shards is not None:
         fit_baselines(folder, shards, config.task, read_predictions(folder.trial(best) / PREDICTIONS))
-    if (known := known_ranking(folder)) is not None:
-        return known
     unreadable = tuple(trial for trial in finished if trial not in readable)
+    if (known := known_ranking(folder)) is not None and known.unreadable == unreadable:
+        return known
     ranking = _ranking(_key(folder, list(finished)), _judged(folder, list(readable), best, config.metric), unreadable)
     write_json(folder.ranking, ranking.model_dump())
     return ranking
@@ -154,9 +164,8 @@ def _best(finished: dict[str, _Finished]) -> str:
 
 def _key(folder: RunFolder, trials: Sequence[str]) -> str:
     """What a ranking depends on, as a hash."""
-    files = {trial: folder.trial(trial) / PREDICTIONS for trial in trials}
-    files |= {name: folder.baseline(name) for name in RULES}
-    digests = {name: sha256_of(path) for name, path in files.items() if path.is_file()}
+    digests = {trial: predictions_sha256(folder, trial) for trial in trials}
+    digests |= {name: sha256_of(path) for name in RULES if (path := folder.baseline(name)).is_file()}
     return hashlib.sha256(to_json({"version": VERSION, **settings(), "predictions": digests})).hexdigest()
 
 
@@ -173,6 +182,7 @@ def _judged(folder: RunFolder, trials: Sequence[str], best: str, metric: Metric)
         best=best,
         slices=len(reference.slices),
         patients=len(reference.patients),
+        leaks=folder.leaks,
         trials={trial: judge(folder.trial(trial) / PREDICTIONS) for trial in trials},
         baselines={name: judge(folder.baseline(name)) for name in RULES if folder.baseline(name).is_file()},
     )
@@ -188,7 +198,7 @@ def _require_same_slices(predictions: Predictions, reference: Predictions, path:
 
 def _ranking(key: str, judged: _Judged, unreadable: tuple[str, ...]) -> Ranking:
     names = list(judged.trials)
-    reliable = judged.patients >= MIN_PATIENTS
+    reliable = judged.patients >= MIN_PATIENTS and not judged.leaks
     pairs = pairwise_p(list(judged.trials.values()), judged.patients)
     corrected = holm(pairs)
     at = names.index(judged.best)

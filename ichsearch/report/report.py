@@ -96,14 +96,19 @@ def shards_of(folder: RunFolder, data: str | Path | None) -> Path | None:
 
 
 def render(data: RunData, verdict: Sequence[str], sections: Sequence[Section]) -> str:
+    """The page of a run; see `render_page`."""
+    return render_page(data.space.name, verdict, facts(data), sections)
+
+
+def render_page(name: str, verdict: Sequence[str], facts: dict[str, str], sections: Sequence[Section]) -> str:
     """The page as HTML; every text in it is escaped, and nothing runs or styles it but what its policy names."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_read(TEMPLATE))
     style, script = _read(STYLE), _read(SCRIPT)
     return template.render(
-        name=data.space.name,
+        name=name,
         verdict=verdict,
-        facts=facts(data),
+        facts=facts,
         sections=sections,
         swatch=swatch,
         style=Markup(style),  # noqa: S704 - files of ours
@@ -118,7 +123,7 @@ def facts(data: RunData) -> dict[str, str]:
     given = data.predictions
     seconds = sum(trial.result.seconds for trial in data.finished.values())
     return {
-        f"best {data.metric}": f"{data.best.result.score:.3f}",
+        f"best {data.space.told_metric}": f"{data.best.result.score:.3f}",
         "finished trials": f"{len(data.finished):,}",
         "failed": f"{sum(record.status == 'failed' for record in data.failed):,}",
         "time in trials": duration_text(seconds),

@@ -3,7 +3,7 @@
 In: a `RunData`. Out: a `Section`.
 """
 
-from ichsearch.report.bootstrap import Interval
+from ichsearch.report.bootstrap import MIN_PATIENTS, Interval
 from ichsearch.report.chart import Chart
 from ichsearch.report.confirmation import Confirmation, confirmations, out_of_fold
 from ichsearch.report.page import Cell, Column, Figure, Row, Section, Table, number, words
@@ -17,14 +17,14 @@ def confirmation(data: RunData) -> Section:
     title = "Confirmation"
     look_for = "Replays below the search's score are what the winner's luck was worth; the test fold decides."
     openings = [
-        f"The test fold was opened on {opening.when:%Y-%m-%d %H:%M} UTC by `{opening.command}`, for trials "
+        f"The test fold was opened on {opening.when:%Y-%m-%d %H:%M} UTC by “{opening.command}”, for trials "
         f"{', '.join(opening.trials)}."
         for opening in read_openings(data.folder)
     ]
     confirmed = confirmations(data.folder)
     if not confirmed:
         missing = (
-            f"Not confirmed yet: the best score is the luckiest of {len(data.finished)}. `ichsearch confirm RUN` "
+            f"Not confirmed yet: the best score is the luckiest of {len(data.finished)}. “ichsearch confirm RUN” "
             "trains the best trials anew from fresh seeds, then scores them on the test fold, once."
         )
         return Section("confirmation", title, look_for, notes=[missing, *openings])
@@ -34,13 +34,14 @@ def confirmation(data: RunData) -> Section:
 
 
 def _figure(data: RunData, confirmed: dict[str, Confirmation]) -> Figure:
-    values = [value for one in confirmed.values() for value in (one.searched, *one.scores, *(one.test or ())[:3])]
+    values = [value for one in confirmed.values() for value in (one.searched, *one.scores, *_shown(one))]
     names = list(confirmed)[::-1]
     chart = Chart(linear(values, data.metric), categories(names), height=60 + 34 * len(names))
     for place, name in enumerate(names):
         one = confirmed[name]
-        if one.test:
+        if one.test and one.patients >= MIN_PATIENTS:
             chart.whisker((one.test.low, place), (one.test.high, place), "c1")
+        if one.test:
             chart.point(one.test.value, place, "c1", title=f"test fold {one.test.value:.3f}", trial=name, radius=5)
         for score in one.scores:
             chart.point(score, place, "c0", title=f"replay {score:.3f}", trial=name)
@@ -48,6 +49,13 @@ def _figure(data: RunData, confirmed: dict[str, Confirmation]) -> Figure:
     legend = [("c4 dot", "in the search"), ("c0 dot", "replays, fresh seeds"), ("c1 dot", "test fold, 95 %")]
     told = "; ".join(f"trial {name}: {one.searched:.3f} in the search" for name, one in confirmed.items())
     return Figure(chart.svg(f"Scores of confirmed trials. {told}."), legend=legend)
+
+
+def _shown(one: Confirmation) -> tuple[float, ...]:
+    """What is drawn of the test fold: the interval only of enough patients to mean something."""
+    if one.test is None:
+        return ()
+    return (one.test.low, one.test.value, one.test.high) if one.patients >= MIN_PATIENTS else (one.test.value,)
 
 
 def _table(data: RunData, confirmed: dict[str, Confirmation]) -> Table:
@@ -73,12 +81,14 @@ def _cells(data: RunData, trial: str, one: Confirmation) -> list[Cell]:
         number(len(one.scores), "d"),
         number(one.mean),
         number(one.sd),
-        _interval_cell(one.test),
-        _interval_cell(out_of_fold(data.folder, trial, one.metric)),
+        _interval_cell(one.test, one.patients),
+        _interval_cell(out_of_fold(data.folder, trial, one.metric), one.patients),
     ]
 
 
-def _interval_cell(interval: Interval | None) -> Cell:
+def _interval_cell(interval: Interval | None, patients: int) -> Cell:
     if interval is None:
         return Cell("–")
+    if patients < MIN_PATIENTS:
+        return number(interval.value)
     return Cell(f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]", interval.value)

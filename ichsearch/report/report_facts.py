@@ -12,7 +12,7 @@ from ichsearch.files import read_json
 from ichsearch.report.page import Column, Row, Section, Table, number, words
 from ichsearch.report.provenance import environment, read_commands
 from ichsearch.report.run_data import RunData
-from ichsearch.search.parameters import SEARCHED
+from ichsearch.search.parameters import EFFECTS, SEARCHED
 from ichsearch.search.run_folder import TrialRecord
 
 
@@ -73,6 +73,8 @@ def provenance(data: RunData, commands: Sequence[str]) -> Section:
 
 def _again(data: RunData) -> str:
     """The command that makes the same search; a phantom cohort is drawn anew."""
+    if data.folder.leaks:
+        return "ichsearch run --space PAPER_FILE --data SHARDS --out NEW_FOLDER   # a space of its own may not leak"
     if data.folder.phantom.is_dir():
         return "ichsearch run --space space.yaml --out NEW_FOLDER"
     return (
@@ -88,11 +90,14 @@ def _data_facts(data: RunData) -> dict[str, str]:
     split = _split(data)
     folds = Counter(split.patients.values())
     train = sum(count for fold, count in folds.items() if fold > VALIDATION_FOLD)
-    facts = {
-        "fingerprint of the shards": split.fingerprint,
+    dealt = {
         "patients to train on": f"{train:,}",
         "patients to validate on": f"{folds[VALIDATION_FOLD]:,}",
         "patients of the test fold": f"{folds[TEST_FOLD]:,}",
+    }
+    facts = {
+        "fingerprint of the shards": split.fingerprint,
+        **({"split": "by slice, LEAKY: the same patients on both sides"} if split.leaks else dealt),
         "seed of the split": str(split.seed),
         "too rare to be judged": ", ".join(f"{name} ({count} patients)" for name, count in split.unreliable.items())
         or "none",
@@ -122,5 +127,7 @@ def _facts(title: str, facts: dict[str, str]) -> Table:
 
 def _best(data: RunData) -> Table:
     config = data.best.record.config
-    shown = {name: str(config[name]) for name in ("task", *SEARCHED, "epochs", "seed") if name in config}
+    idle = {name for name, effect in EFFECTS.items() if not effect.holds(config[effect.of])}
+    shown = {name: str(config[name]) for name in ("task", *SEARCHED, "epochs", "seed") if name not in idle}
+    shown["lr"] = f"{config['lr']:.4g}"
     return _facts(f"Best trial, {data.best.name}", shown | {"weights": data.best.record.weights})

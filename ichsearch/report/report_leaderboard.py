@@ -49,8 +49,8 @@ def leaderboard(data: RunData) -> Section:
         "Leaderboard",
         "Rank 1 is a group that these patients do not tell apart; equal they need not be: more patients would tell.",
         notes=[
-            f"{data.metric} on the validation patients. A heading sorts, again the other way; pointing at a row lights "
-            "up its marks."
+            f"{data.space.told_metric} on the validation patients. A heading sorts, again the other way; pointing at a "
+            "row lights up its marks."
         ],
         tables=[Table("Leaderboard", _columns(scale), rows, sortable=True)],
     )

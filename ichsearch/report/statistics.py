@@ -17,7 +17,7 @@ from ichsearch.report import bootstrap
 from ichsearch.report.bootstrap import SEED, Interval, Resampled, Statistic, resample
 from ichsearch.report.weighted_scores import RANKED, PatientNumbers, ranked_scores, weighted_means
 from ichsearch.search.run_folder import RunFolder
-from ichsearch.train.lineage import PREDICTIONS
+from ichsearch.train.lineage import PREDICTIONS, recorded_sha256
 from ichsearch.train.metrics import BoolArray, FloatArray, patient_level, slice_losses
 
 VERSION: Final = 2
@@ -98,9 +98,21 @@ def trial_statistics(folder: RunFolder, trial: str) -> TrialStatistics:
     """All scores of a finished trial with their intervals, from its `statistics.json` unless that is out of date.
 
     Raises:
-        DataError: the trial's predictions cannot be read.
+        DataError: the trial's predictions cannot be read, or are not those that it wrote.
     """
-    return kept_statistics(folder.trial(trial) / PREDICTIONS, folder.statistics(trial))
+    path = folder.trial(trial) / PREDICTIONS
+    found = kept_statistics(path, folder.statistics(trial))
+    if found.predictions != (recorded_sha256(path.parent, PREDICTIONS) or found.predictions):
+        raise DataError(f"trials/{trial}/{PREDICTIONS} must be as the trial wrote it, but was changed; restore it")
+    return found
+
+
+def predictions_sha256(folder: RunFolder, trial: str) -> str | None:
+    """The SHA-256 of a trial's predictions without reading them: the leaderboard asks it of every trial, often."""
+    path = folder.trial(trial) / PREDICTIONS
+    if not path.is_file():
+        return None
+    return recorded_sha256(path.parent, PREDICTIONS) or sha256_of(path)
 
 
 def kept_statistics(path: Path, kept: Path) -> TrialStatistics:

@@ -53,6 +53,7 @@ class Summary(NamedTuple):
         rival: None where no baselines were fitted.
         unreadable: finished trials that are not ranked, since their predictions are damaged.
         openings: how often the test fold was opened.
+        leaky: whether slices of these patients were trained on: a split by slice.
     """
 
     trial: str
@@ -70,6 +71,7 @@ class Summary(NamedTuple):
     rival: Rival | None
     unreadable: tuple[str, ...]
     openings: int
+    leaky: bool = False
 
 
 def summarise(folder: RunFolder, shards: Path | None) -> Summary:
@@ -94,6 +96,7 @@ def summarise(folder: RunFolder, shards: Path | None) -> Summary:
         rival=_rival(ranking),
         unreadable=ranking.unreadable,
         openings=len(read_openings(folder)),
+        leaky=folder.leaks,
     )
     write_json(folder.summary, summary_as_json(summary))
     return summary
@@ -121,6 +124,8 @@ def summary_text(summary: Summary) -> str:
     """What a person should take from the run, and what not."""
     interval = f" (95 % {summary.low:.3f} to {summary.high:.3f})" if summary.reliable else ""
     missing = summary.unreadable
+    if summary.leaky:
+        return _leaky_text(summary)
     return "\n".join(
         [
             f"best trial {summary.trial} ({summary.backbone}): {summary.metric} {summary.score:.3f}{interval} "
@@ -130,6 +135,21 @@ def summary_text(summary: Summary) -> str:
             f"rules that see no image: {_baselines(summary)}",
             f"chosen on these patients, so its score is optimistic; {opened_text(summary.openings)} · "
             "not for clinical use",
+        ]
+    )
+
+
+def _leaky_text(summary: Summary) -> str:
+    """What scores on patients that were trained on are good for."""
+    rule = summary.rival
+    rival = f"; the best rule that sees no image, {rule.name}, has {rule.score:.3f} (leaky)" if rule else ""
+    return "\n".join(
+        [
+            "LEAKY: split by slice, so the model has seen other slices of the patients that it is judged on",
+            f"best trial {summary.trial} ({summary.backbone}): leaky {summary.metric} {summary.score:.3f} on "
+            f"{summary.slices} slices of {summary.patients} patients{rival}",
+            "no interval, no comparison and no confirmation is worth making: the run shows what the leak does, and is "
+            "no result · not for clinical use",
         ]
     )
 

@@ -4,7 +4,6 @@ In: a run that has finished trials, its shards. Out: `confirm/`, a folder a repl
 `test_fold.json`, which tells when the test fold was opened.
 """
 
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +28,14 @@ from ichsearch.search.resources import (
     trial_request,
     trial_requests,
 )
+from ichsearch.search.room import full_disk
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
 from ichsearch.search.stages import Watchers, assignment_of, curves_of, seen_mb, start_weights, warm_nodes
 from ichsearch.search.worker import AWAY, BUSY, CRASHED, NO_ROOM, Assignment
+from ichsearch.shards.address import choose_address
 from ichsearch.shards.ray_session import fan_out, ray_session
 from ichsearch.train.held_out import read_held_out
 from ichsearch.train.trial import read_result
@@ -91,13 +92,19 @@ def confirm_run(
     if not (folder.space.is_file() and folder.split.is_file()):
         raise ConfigError(f"RUN must be the folder of a run, but {folder} is none; give --out of `ichsearch run`")
     space = load_space(folder.space)
+    if space.split == "slice":
+        raise ConfigError(
+            f"a confirmation needs a fold of new patients, but the split of {folder.root} is leaky: by slice; confirm "
+            "a run that is split by patient"
+        )
     _require_finished(folder, space)
     if data is None and folder.phantom_shards is None:
         raise ConfigError(f"{folder} is a run on data of your own; name them again with --data")
     if data is not None:
         _refuse_other_data(folder, space, data)
+    chosen = choose_address(address)
     with driving(folder) as held:
-        watchers.tell(events.connecting(address))
+        watchers.tell(events.connecting(chosen))
         with ray_session(address):
             shards = shards_location(data, folder, space.phantom, address, watchers.progress)
             plan = (space.confirm or Confirm()).model_copy(update=options)
@@ -205,7 +212,7 @@ def _replay(work: _Work, replays: Sequence[Replay]) -> None:
     for number, (replay, record) in enumerate(_on_nodes(work, run_replay, due, work.space.max_retries), start=1):
         work.held.check()
         work.folder.refresh(work.folder.confirm)
-        _require_an_end(work.folder, record)
+        _require_an_end(work, record)
         work.folder.write_replay(record)
         done = len(replays) - len(due) + number
         work.watchers.progress("replays", done, len(replays))
@@ -220,15 +227,12 @@ def _replayed(work: _Work, replay: Replay, record: ReplayRecord, done: int, tota
     return events.replayed(record, result, searched.score, work.space.metric, done, total)
 
 
-def _require_an_end(folder: RunFolder, record: ReplayRecord) -> None:
+def _require_an_end(work: _Work, record: ReplayRecord) -> None:
     """Stop at what says nothing about the replay: the same command goes on with it."""
     if record.reason == NO_ROOM:
-        free = shutil.disk_usage(folder.root).free
-        raise StorageError(
-            f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
-        )
+        raise full_disk(work.space, work.folder)
     if record.reason == AWAY:
-        raise StorageError(f"the store of {folder} did not answer a worker; run the same command again")
+        raise StorageError(f"the store of {work.folder} did not answer a worker; run the same command again")
     if record.reason == BUSY:
         raise AlreadyRunningError(
             f"a trial has one writer, but another process is at work on {record.name}; wait for it, or end it"

@@ -14,18 +14,21 @@ from ichsearch.labels import ANY
 from ichsearch.search.book import Standing, Started
 from ichsearch.search.durations import UNITS_S, duration_text
 from ichsearch.search.openings import Opening
+from ichsearch.search.paper import Paper, PaperRun
 from ichsearch.search.resources import Request
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
+from ichsearch.shards.address import Address
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
 
-def connecting(address: str | None) -> str:
-    """What the first seconds are needed for."""
-    return f"connecting to Ray at {address}" if address else "starting Ray"
+def connecting(address: Address) -> str:
+    """What the first seconds are needed for: which cluster, and why that one."""
+    what = "starting Ray on this machine" if address.is_private else f"connecting to Ray at {address.where}"
+    return f"{what} ({address.why})"
 
 
 def opening(space: Space, folder: RunFolder, dashboard: str) -> str:
@@ -73,7 +76,8 @@ def data_parts(slices: SliceSet, split: Split) -> list[Part]:
 def data_summary(parts: list[Part], slices: SliceSet, split: Split) -> str:
     """How many slices and patients each part has, and which labels are too rare."""
     shown = [f"{part.name} {part.slices} ({part.patients} patients, {part.positive} {ANY})" for part in parts]
-    text = f"slices by patient: {', '.join(shown)}"
+    how = "slices by slice, LEAKY (the same patients on both sides)" if split.leaks else "slices by patient"
+    text = f"{how}: {', '.join(shown)}"
     if unknown := int((~slices.table["patient_known"]).sum()):
         text += f"\n{unknown} slices have no PatientID: their study counts as the patient"
     if slices.streams:
@@ -143,6 +147,17 @@ def waiting_line(request: Request) -> str:
     return f"waiting for a node: the cluster has none with room for {what}; Ctrl+C stops, the same command goes on"
 
 
+def again_line(started: Started, reason: str, node: str | None) -> str:
+    """Why a trial is run again."""
+    where = f" on {node}" if node else ""
+    return f"trial {started.record.trial} again     {reason}{where}; it goes on from its checkpoint"
+
+
+def avoided_line(node: str) -> str:
+    """Which node is avoided, and why."""
+    return f"avoiding {node}: different configurations crash there and none finishes; no further trial is sent to it"
+
+
 def ended_line(started: Started, result: TrialResult | None, reason: str, standing: Standing, metric: str) -> str:
     """How a trial ended, the best so far, and how long the run goes on."""
     name = started.record.trial
@@ -204,6 +219,24 @@ def test_fold(openings: Sequence[Opening], *, is_opening: bool) -> str:
     )
     warning = f"{times}, first on {before[0].when:%Y-%m-%d}: whoever chooses since then may have looked"
     return f"{now}\n{warning}" if is_opening else warning
+
+
+def paper_opening(paper: Paper, folder: Path, why: Sequence[str]) -> str:
+    """Which runs these are, and why they are no reproduction."""
+    twins = _count(sum(run.leaky for run in paper.runs), "of them leaky twin")
+    lines = [f"{paper.name} in {folder}: {_count(len(paper.runs), 'run')} one after the other, {twins}"]
+    return "\n".join([*lines, *(["NO REPRODUCTION"] if why else []), *(f"  {reason}" for reason in why)])
+
+
+def paper_run_line(run: PaperRun, number: int, runs: int) -> str:
+    """Which run comes next, and what the scale makes of it."""
+    changed = [
+        f"{name.replace('_', ' ')} {there} → {here}"
+        for name, there, here in zip(run.paper._fields, run.paper, run.here, strict=True)
+        if there != here
+    ]
+    leak = " · LEAKY split by slice" if run.leaky else ""
+    return f"run {number} of {runs}: {run.name}{leak}" + "".join(f" · {change}" for change in changed)
 
 
 def closing(standing: Standing, leaderboard: str | Path, more: str) -> str:

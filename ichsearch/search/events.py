@@ -4,15 +4,19 @@ In: facts of a run. Out: an `Event`: a line of text, and the JSON object that `i
 
 Each object stands on a line of its own and says in `event` what it is; times are in seconds:
 
-- `connecting`: `address` asked for (null: `RAY_ADDRESS`, else this machine); Ray takes some seconds;
+- `connecting`: `address` (null: a private cluster on this machine) and `why` that one; Ray takes some seconds;
 - `opened`: `run`, `folder`, `trials` and `epochs` as asked for, `dashboard` (address of Ray's; "" without one);
 - `resumed`: `done`, `trials` (an earlier start of this run left so many);
-- `data`: `training`, `validation`, `test`, each with `slices`, `patients`, `positive` (slices with haemorrhage);
+- `data`: `training`, `validation`, `test`, each with `slices`, `patients`, `positive` (slices with haemorrhage), and
+  `leaky` (split by slice: the same patients on both sides);
 - `weights`: `origins`, of each backbone what it starts from;
 - `lr_stage`: `count` of learning rates that are about to be found;
 - `lr`: `backbone`, `batch_size`, `size`, `channels`, `lr`, `fallback` (the curve suggested nothing), `failure`;
 - `started`: `trial`, `parent` (null, or the trial that it was promoted from), `epochs` (its rung), `parameters`, `lr`;
 - `waiting`: `cpus`, `gpus` (of a trial that no live node could hold: the run waits for one to join);
+- `again`: `trial`, `reason` (`node leaves`: it was given notice, and the trial wrote a checkpoint; `node lost`; or
+  `crashed`, `out_of_memory`, to be tried again), `node` (where that was; null: unknown): the trial goes on elsewhere;
+- `avoided`: `node` (trials only crash there: none is sent to it any more);
 - `finished`: `trial`, `metric`, `score`, `best_epoch`, `seconds`, `images_per_s`, and how the run stands;
 - `failed`: `trial`, `reason`, and how the run stands;
 - `confirming`: `trials` (the best, about to be replayed), `seeds`, `folds`, `due` (replays that are missing), `eta_s`;
@@ -20,9 +24,11 @@ Each object stands on a line of its own and says in `event` what it is; times ar
   `total`;
 - `test_fold`: `opening` (it is opened now, and that was noted), `openings` (how many times so far), `first` and `last`
   (when), `trials` (of the last);
+- `paper`: `name`, `folder`, `runs` (names, in order), `scale`, `reproduction` (whether it may be one), `why` not;
+- `paper_run`: `run`, `number`, `runs`, `leaky`, `reported` (the paper's accuracy); the events of that run follow;
 - `done`, the last: `exit_code`, `reason` (why the run ended), `leaderboard` (path or URI), `metric`, and how the run
-  stands unless it ended before that was known (a confirmation never says it); `exit_code` is 130 for an interrupted
-  run, `reason` the message of a failure.
+  stands unless it ended before that was known (a confirmation never says it); `exit_code` is 130 for a run that Ctrl+C
+  has ended, 143 for one that SIGTERM has, `reason` the message of a failure.
 
 How the run stands: `best` (null, or `trial` and `score`), `counts` (`finished`, `failed`, `running`, `trials`: how many
 there may be), `spent_s`, `time_s` (budget or null), `device_s`, `device_limit_s` (likewise), `eta_s`.
@@ -40,16 +46,18 @@ from ichsearch.data.split import Split
 from ichsearch.search import console
 from ichsearch.search.book import Standing, Started
 from ichsearch.search.openings import Opening
+from ichsearch.search.paper import Paper, PaperRun
 from ichsearch.search.resources import Request
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
+from ichsearch.shards.address import Address
 from ichsearch.train.lr_finder import LrCurve
 from ichsearch.train.trial import TrialResult
 
 Kind = Literal[
-    "connecting", "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "finished", "failed",
-    "confirming", "replayed", "test_fold", "done",
+    "connecting", "opened", "resumed", "data", "weights", "lr_stage", "lr", "started", "waiting", "again", "avoided",
+    "finished", "failed", "confirming", "replayed", "test_fold", "paper", "paper_run", "done",
 ]  # fmt: skip
 
 
@@ -68,9 +76,10 @@ class Event:
         return json.dumps({"event": self.kind, **self.facts, **standing}, allow_nan=False)
 
 
-def connecting(address: str | None) -> Event:
+def connecting(address: Address) -> Event:
     """Ray is started, or connected to."""
-    return Event("connecting", console.connecting(address), {"address": address})
+    where = None if address.is_private else address.where
+    return Event("connecting", console.connecting(address), {"address": where, "why": address.why})
 
 
 def opened(space: Space, folder: RunFolder, dashboard: str) -> Event:
@@ -89,7 +98,7 @@ def data(slices: SliceSet, split: Split) -> Event:
     """What the run trains and judges on."""
     parts = console.data_parts(slices, split)
     facts = {part.name: {"slices": part.slices, "patients": part.patients, "positive": part.positive} for part in parts}
-    return Event("data", console.data_summary(parts, slices, split), facts)
+    return Event("data", console.data_summary(parts, slices, split), {**facts, "leaky": split.leaks})
 
 
 def weights(origins: dict[str, str]) -> Event:
@@ -119,6 +128,17 @@ def started(trial: Started) -> Event:
 def waiting(request: Request) -> Event:
     """No node of the cluster could hold even one trial, and that for long."""
     return Event("waiting", console.waiting_line(request), {"cpus": request["CPU"], "gpus": request["GPU"]})
+
+
+def again(trial: Started, reason: str, node: str | None) -> Event:
+    """A trial goes on from its checkpoint after its node or its worker was lost."""
+    facts = {"trial": trial.record.trial, "reason": reason, "node": node}
+    return Event("again", console.again_line(trial, reason, node), facts)
+
+
+def avoided(node: str) -> Event:
+    """Trials keep away from a node from now on."""
+    return Event("avoided", console.avoided_line(node), {"node": node})
 
 
 def ended(trial: Started, result: TrialResult | None, reason: str, standing: Standing, metric: str) -> Event:
@@ -153,6 +173,19 @@ def test_fold(openings: Sequence[Opening], *, is_opening: bool) -> Event:
     facts = {"opening": is_opening, "openings": len(openings), "trials": last.trials}
     facts |= {"first": first.when.isoformat(), "last": last.when.isoformat()}
     return Event("test_fold", console.test_fold(openings, is_opening=is_opening), facts)
+
+
+def paper(runs: Paper, folder: Path, why: Sequence[str]) -> Event:
+    """The runs of a paper begin or go on; `why` they are no reproduction."""
+    names = [run.name for run in runs.runs]
+    facts = {"name": runs.name, "folder": str(folder), "runs": names, "scale": runs.scale}
+    return Event("paper", console.paper_opening(runs, folder, why), {**facts, "reproduction": not why, "why": [*why]})
+
+
+def paper_run(run: PaperRun, number: int, runs: int) -> Event:
+    """The next run of a paper."""
+    facts = {"run": run.name, "number": number, "runs": runs, "leaky": run.leaky, "reported": run.reported}
+    return Event("paper_run", console.paper_run_line(run, number, runs), facts)
 
 
 def finished(leaderboard: str | Path, metric: str, standing: Standing, more: str) -> Event:

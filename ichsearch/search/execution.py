@@ -17,11 +17,12 @@ from ray.tune import TuneError
 
 from ichsearch.errors import ClusterError
 from ichsearch.search.book import Book
-from ichsearch.search.events import Event, ended, started, waiting
+from ichsearch.search.events import Event, again, avoided, ended, started, waiting
 from ichsearch.search.gauges import Gauges
-from ichsearch.search.resources import Requests, live_nodes
+from ichsearch.search.nodes import Nodes
+from ichsearch.search.resources import Requests, node_name, nodes_by_id
 from ichsearch.search.run_folder import RunFolder
-from ichsearch.search.searcher import BookSearcher
+from ichsearch.search.searcher import BookSearcher, Hearers
 from ichsearch.search.throttle import Throttled
 from ichsearch.search.tune_hooks import Beat, FirstCome
 
@@ -98,15 +99,15 @@ def _searcher(book: Book, execution: Execution, leaderboard: Throttled) -> BookS
         leaderboard.ask()
         execution.tell(ended(trial, result, reason, book.standing(), execution.metric))
 
-    return BookSearcher(
-        book,
-        execution.folder,
-        execution.requests,
-        live_nodes,
-        lambda trial: execution.tell(started(trial)),
-        on_end,
-        lambda request: execution.tell(waiting(request)),
+    hearers = Hearers(
+        on_start=lambda trial: execution.tell(started(trial)),
+        on_end=on_end,
+        on_wait=lambda request: execution.tell(waiting(request)),
+        on_again=lambda trial, reason, node: execution.tell(again(trial, reason, node and node_name(node))),
+        on_avoid=lambda node: execution.tell(avoided(node_name(node))),
     )
+    nodes = Nodes(nodes_by_id, execution.requests.least)
+    return BookSearcher(book, execution.folder, execution.requests, nodes, hearers, execution.max_retries)
 
 
 def _gauges(book: Book, name: str, searcher: BookSearcher) -> Throttled:
@@ -119,7 +120,11 @@ def _tuner(execution: Execution, searcher: BookSearcher, beat: Callable[[], None
 
     def resources(job: dict[str, Any]) -> tune.PlacementGroupFactory:
         request = requests.of(job["config"]["backbone"])
-        return tune.PlacementGroupFactory([{kind: amount for kind, amount in request.items() if amount}])
+        bundles = [{kind: amount for kind, amount in request.items() if amount}]
+        if not job["avoid"]:
+            return tune.PlacementGroupFactory(bundles)
+        elsewhere = {"ray.io/node-id": f"!in({','.join(job['avoid'])})"}
+        return tune.PlacementGroupFactory(bundles, bundle_label_selector=[elsewhere] * len(bundles))
 
     return tune.Tuner(
         tune.with_resources(execution.trial, resources),
@@ -135,7 +140,6 @@ def _tuner(execution: Execution, searcher: BookSearcher, beat: Callable[[], None
             name=execution.name,
             storage_path=scratch,
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=execution.max_retries),
-            callbacks=[Beat(beat)],
+            callbacks=[Beat(beat, searcher.on_place)],  # and no retries of Ray Tune's: see the searcher
         ),
     )

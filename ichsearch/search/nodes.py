@@ -1,53 +1,59 @@
-"""A run folder as a node sees it that trains one of its trials.
+"""Which nodes of the live cluster trials are sent to: not to one that is about to go, or on which trials only crash.
 
-In: the run folder of the driver. Out: the same folder, or a mirror of what the work needs, which follows it.
+In: the nodes that live, and what became of trials on each. Out: the nodes that may be used; those to keep away from.
 """
 
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Final
 
-from ichsearch.errors import AlreadyRunningError
-from ichsearch.locations import below
-from ichsearch.search.mirror import WRITER, Mirror, scratch
-from ichsearch.search.run_folder import RunFolder
-from ichsearch.storage import open_folder
+from ichsearch.search.resources import Node, Request, slots
 
-
-@contextmanager
-def on_node(folder: RunFolder, work: Path, *needed: Path | None, is_sole: bool = True) -> Iterator[RunFolder]:
-    """The run folder for whoever writes below `work`, a folder of it, and reads folders and files that are `needed`.
-
-    What is written is in the store within seconds, and all of it when the block has ended. A worker that was given up,
-    but lives, must not write over its successor: of those that are `is_sole`, the last that has begun is the writer.
-
-    Raises:
-        AlreadyRunningError: another worker has begun on the same work.
-        StorageError: the store stayed away.
-    """
-    if folder.mirror is None:
-        yield folder
-        return
-    store = folder.mirror.store
-    name, *others = (path.relative_to(folder.root).as_posix() for path in (work, *needed) if path)
-    require_sole = _sole_writer(below(store, name)) if is_sole else lambda: None
-    with scratch(store) as root:
-        mirror = Mirror(store, root)
-        mirror.fetch("split.json", *(other for other in others if Path(other).suffix))
-        for needs in (name, *(other for other in others if not Path(other).suffix)):
-            mirror.pull(needs, holes=False)
-        with mirror.pushing(name, may=require_sole):
-            yield RunFolder(root, mirror)
+CRASHES: Final = 2
+"""So many different configurations that crash on a node, while none finishes there, speak against the node."""
+LEAVES_WITHIN_S: Final = 300.0
+"""Clouds take a machine within two minutes of their notice; one that is still there later may be used again."""
 
 
-def _sole_writer(location: str) -> Callable[[], None]:
-    """Become the writer of a folder in a store; what to call to see whether that is still so."""
-    folder, token = open_folder(location), uuid.uuid4().bytes
-    folder.write_bytes(WRITER, token)
+class Nodes:
+    """The nodes of a cluster as a run's trials know them; nothing is kept beyond the driver's life."""
 
-    def require() -> None:
-        if folder.read_bytes(WRITER) != token:
-            raise AlreadyRunningError(f"a trial has one writer, but another worker has begun on {location}")
+    def __init__(self, look: Callable[[], Mapping[str, Node]], request: Request) -> None:
+        self._look, self._request = look, request
+        self._crashed: dict[str, set[str]] = defaultdict(set)
+        self._leaves_by_s: dict[str, float] = {}
 
-    return require
+    def live(self) -> Mapping[str, Node]:
+        """The nodes that live and are not drained, by their ids."""
+        return self._look()
+
+    def usable(self, live: Mapping[str, Node]) -> Mapping[str, Node]:
+        """The nodes to send trials to: those that are not avoided, unless no other one could hold a trial."""
+        good = {name: node for name, node in live.items() if not self.is_avoided(name)}
+        return good if any(slots(node, self._request) for node in good.values()) else live
+
+    def is_avoided(self, node: str) -> bool:
+        """Whether trials should keep away from a node."""
+        leaves = self._leaves_by_s.get(node, 0.0) > time.monotonic()
+        return leaves or len(self._crashed.get(node, ())) >= CRASHES
+
+    def leaves(self, node: str) -> None:
+        """Know that a node was given notice."""
+        self._leaves_by_s[node] = time.monotonic() + LEAVES_WITHIN_S
+
+    def finished(self, node: str) -> None:
+        """Know that a trial has finished on a node, which is good then."""
+        self._crashed.pop(node, None)
+
+    def crashed(self, node: str, configuration: str) -> bool:
+        """Know that a configuration crashed on a node; whether that is why the node is avoided from now on.
+
+        Where trials crash on every node the nodes are not to blame: then all is forgotten.
+        """
+        before = self.is_avoided(node)
+        self._crashed[node].add(configuration)
+        others = (name for name, held in self._look().items() if slots(held, self._request))
+        if all(self.is_avoided(name) for name in others):
+            self._crashed.clear()
+        return self.is_avoided(node) and not before

@@ -11,14 +11,15 @@ import torch
 
 from ichsearch.data.split import Split
 from ichsearch.files import read_json
-from ichsearch.search.nodes import on_node
+from ichsearch.search.node_folder import on_node
+from ichsearch.search.processes import TrialJob, train
 from ichsearch.search.run_folder import REPLAY, ReplayRecord, RunFolder, replay_name
 from ichsearch.search.watchdog import explain_hang, has_hung
 from ichsearch.search.worker import CHECKPOINT_EVERY_S, CRASHED, TIMED_OUT, Assignment, attempt, outcome_on_node
 from ichsearch.train.config import TrialConfig
 from ichsearch.train.held_out import score_held_out
 from ichsearch.train.lineage import STATE, WEIGHTS
-from ichsearch.train.trial import TrialResult, read_result, run_trial
+from ichsearch.train.trial import TrialResult, read_result
 
 
 class Link(NamedTuple):
@@ -71,7 +72,6 @@ def run_replay(replay: Replay, assignment: Assignment, retries: int) -> tuple[Re
 
     A crash is tried again `retries` times, each time from the newest checkpoint.
     """
-    torch.set_num_threads(assignment.threads)
     reason, parent = "", None
     for link in replay.chain:
         reason = _trained(replay, link, parent, assignment, retries)
@@ -116,17 +116,18 @@ def _attempted(
 
 def _run(replay: Replay, link: Link, parent: Path | None, folder: RunFolder, assignment: Assignment) -> TrialResult:
     config = link.config.model_copy(update={"seed": replay.seed})
-    return run_trial(
+    to_do = TrialJob(
         config,
-        assignment.slices(config.size),
+        assignment.shards,
         _split(folder, replay.fold),
         folder.replay(replay.name_of(link)),
         weights=assignment.start_weights(config.backbone, folder),
         parent=parent,
-        on_epoch=lambda record: folder.check(),
+        threads=assignment.threads,
         checkpoint_every_s=CHECKPOINT_EVERY_S,
         limit_s=assignment.limit_s,
     )
+    return train(to_do, assignment.processes, lambda record: folder.check())
 
 
 def _split(folder: RunFolder, fold: int) -> Split:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import ray
+from ray._private.state import state
 
 from ichsearch.errors import ConfigError
 from ichsearch.search.sections import Resources
@@ -48,8 +49,31 @@ class Requests:
 
 
 def live_nodes() -> list[Node]:
-    """Resources of the nodes that are alive now."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """Resources of the nodes that trials can be sent to now."""
+    return list(nodes_by_id().values())
+
+
+def nodes_by_id() -> dict[str, Node]:
+    """Likewise, by Ray's ids."""
+    draining = draining_nodes()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+    return {node["NodeID"]: node["Resources"] for node in nodes}
+
+
+def draining_nodes() -> set[str]:
+    """Nodes that Ray was told to empty, as an autoscaler does before it ends them: Ray starts nothing there."""
+    return set(state.get_draining_nodes())
+
+
+def node_of(actor: Any) -> str | None:
+    """The node that an actor runs on, if Ray knows."""
+    return state.actor_table(actor._actor_id.hex()).get("Address", {}).get("NodeID") or None
+
+
+def node_name(node: str) -> str:
+    """A node's name for people: its host, and the beginning of Ray's id."""
+    host = next((known["NodeManagerHostname"] for known in ray.nodes() if known["NodeID"] == node), "node")
+    return f"{host} ({node[:8]})"
 
 
 def trial_request(resources: Resources, nodes: Sequence[Node]) -> Request:
@@ -111,8 +135,8 @@ def _least_share(resources: Resources, nodes: Sequence[Node]) -> float:
 
 def _auto_cpus(nodes: Sequence[Node], gpus: float) -> float:
     if gpus:
-        per_gpu = min((node.get("CPU", 0.0) / node["GPU"] * gpus for node in nodes if node.get("GPU")), default=1.0)
-        return float(max(1, min(MAX_CPUS_PER_GPU, int(per_gpu))))
+        share = min((node.get("CPU", 0.0) / node["GPU"] * gpus for node in nodes if node.get("GPU")), default=1.0)
+        return float(max(1, min(MAX_CPUS_PER_GPU * max(1, int(gpus)), int(share))))
     return float(max(1, int(_most(nodes, "CPU")) // TRIALS_PER_CPU_NODE))
 
 
@@ -138,6 +162,17 @@ def has_room(nodes: Iterable[Node], running: Iterable[Request], request: Request
 
 def _size(request: Request) -> tuple[float, float]:
     return request["GPU"], request["CPU"]
+
+
+def processes_of(request: Request) -> int:
+    """How many processes train a trial: one a GPU."""
+    return max(1, int(request["GPU"]))
+
+
+def of_one_process(request: Request) -> Request:
+    """What one process of a trial takes of it: a GPU at most, and its share of the cores."""
+    processes = processes_of(request)
+    return {"CPU": max(1.0, request["CPU"] // processes), "GPU": request["GPU"] / processes}
 
 
 def as_ray_options(request: Request) -> dict[str, Any]:

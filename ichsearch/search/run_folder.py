@@ -121,6 +121,11 @@ class RunFolder:
         return self.root / "split.json"
 
     @property
+    def leaks(self) -> bool:
+        """Whether it is judged on patients that it trains on: its split is by slice."""
+        return self.split.is_file() and read_json(self.split).get("by") == "slice"
+
+    @property
     def preprocessing(self) -> Path:
         """How the slices were made that the run learned from."""
         return self.root / "preprocessing.json"

@@ -3,7 +3,6 @@
 In: a space, data, a run folder, and what to call when something happens. Out: the run folder, filled.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Final, NamedTuple
 from ichsearch.data.cache import SliceSet, local_shards, open_slices
 from ichsearch.data.preprocessing import preprocessing_of
 from ichsearch.data.split import VALIDATION_FOLD, Split, make_split, open_split
-from ichsearch.errors import ConfigError, NoTrialFinishedError, StorageError
-from ichsearch.files import write_json
+from ichsearch.errors import ConfigError, NoTrialFinishedError
+from ichsearch.files import read_json, write_json
 from ichsearch.search import events
 from ichsearch.search.book import Book, Standing
 from ichsearch.search.confirm import confirm
@@ -30,6 +29,7 @@ from ichsearch.search.resources import (
     trial_request,
     trial_requests,
 )
+from ichsearch.search.room import full_disk
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
@@ -43,10 +43,13 @@ from ichsearch.search.stages import (
     warm_nodes,
 )
 from ichsearch.search.worker import Assignment, trainable
+from ichsearch.shards.address import choose_address
 from ichsearch.shards.ray_session import ray_session
 from ichsearch.train.config import TrialConfig
 
-FIXED: Final = ("name", "task", "metric", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom")
+FIXED: Final = (
+    "name", "task", "metric", "split", "split_seed", "seed", "pretrained", "weights_folder", "lr_finder", "phantom",
+)  # fmt: skip
 """What stays as it was for the whole life of a run: what is there depends on it, or would not be comparable."""
 
 
@@ -82,10 +85,10 @@ def run_search(
     """
     _refuse_foreign(folder, space, extend=extend)
     _refuse_unusable(data, space, folder)
-    began_s = time.monotonic()
+    chosen, began_s = choose_address(address), time.monotonic()
     with driving(folder) as held:
         _refuse_spent(space, folder)
-        watchers.tell(events.connecting(address))
+        watchers.tell(events.connecting(chosen))
         with ray_session(address) as dashboard:
             if not folder.space.is_file():  # before the first long stage; an extended one is kept when it proved usable
                 save_space(space, folder.space)
@@ -105,7 +108,7 @@ def _search(
 ) -> Standing:
     shards = local_shards(location)
     slices = open_slices(shards, space.sizes()[0])
-    split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
+    split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed, space.split)
     watchers.tell(events.data(slices, split))
     whole = trial_request(space.resources, live_nodes())
     weights = start_weights(space, folder, space.backbones())
@@ -115,14 +118,21 @@ def _search(
     memory_mb = warm_nodes(space.sizes(), location, whole)
     held.check()
     save_space(space, folder.space)
-    hist_sizes = space.sizes() if "hist" in space.channels() else ()
-    write_json(folder.preprocessing, preprocessing_of(shards, hist_sizes).model_dump())
+    _keep_preprocessing(space, shards, folder)
     folder.push(folder.root)  # workers need the split and the weights
     curves = lr_stage(space, assignment, whole, watchers)
     requests = trial_requests(space.resources, live_nodes(), seen_mb(curves), memory_mb)
     book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
     _run_trials(space, book, assignment, requests, watchers)
     return book.standing()
+
+
+def _keep_preprocessing(space: Space, shards: Path, folder: RunFolder) -> None:
+    """Note how slices were made; what trials of an earlier space saw stays known."""
+    made = preprocessing_of(shards, space.sizes() if "hist" in space.channels() else ()).model_dump()
+    known = read_json(folder.preprocessing)["hist_breaks"] if folder.preprocessing.is_file() else {}
+    breaks = {int(size): values for size, values in known.items()} | made["hist_breaks"]
+    write_json(folder.preprocessing, made | {"hist_breaks": breaks})
 
 
 def _refuse_foreign(folder: RunFolder, space: Space, *, extend: bool) -> None:
@@ -168,9 +178,9 @@ def _refuse_unusable(data: str | Path | None, space: Space, folder: RunFolder) -
     if "neighbours" in space.channels():
         slices.require_registered()
     if known:
-        open_split(folder.split, slices.table, slices.fingerprint, space.split_seed)
+        open_split(folder.split, slices.table, slices.fingerprint, space.split_seed, space.split)
     else:
-        make_split(slices.table, slices.fingerprint, space.split_seed)
+        make_split(slices.table, slices.fingerprint, space.split_seed, space.split)
 
 
 def _train_slices(slices: SliceSet, split: Split) -> int:
@@ -213,7 +223,7 @@ def _run_trials(space: Space, book: Book, assignment: Assignment, requests: Requ
         watchers.tell(events.resumed(before))
     execution = Execution(
         name=space.name,
-        metric=space.metric,
+        metric=space.told_metric,
         folder=folder,
         requests=requests,
         max_retries=space.max_retries,
@@ -222,10 +232,7 @@ def _run_trials(space: Space, book: Book, assignment: Assignment, requests: Requ
         write_leaderboard=watchers.write_leaderboard,
     )
     if not run_trials(book, execution):
-        free = shutil.disk_usage(folder.root).free
-        raise StorageError(
-            f"the disk of {folder.root} is full ({free:,} bytes free); make room and run the command again"
-        )
+        raise full_disk(space, folder)
 
 
 def _require_a_result(folder: RunFolder, standing: Standing) -> None:

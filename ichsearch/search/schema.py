@@ -1,10 +1,11 @@
-"""The JSON Schema of a space file as a person writes it, for editors that complete and check while one types.
+"""The JSON Schema of space and paper files as a person writes them, for editors that complete and check.
 
 In: the models of the grammar. Out: a JSON Schema (draft 7, which yaml-language-server reads).
 """
 
 from typing import Any, Final
 
+from ichsearch.search.paper import DECIDED, RUNS_KEY, SHARED_KEY, PaperEntry, PaperFile
 from ichsearch.search.parameters import FACTORS, FINITE, REQUIRED, SEARCHED, TASK, default_of, value_type
 from ichsearch.search.space import Space
 from ichsearch.train.config import TrialConfig
@@ -12,13 +13,18 @@ from ichsearch.train.config import TrialConfig
 DRAFT: Final = "http://json-schema.org/draft-07/schema#"
 SECTIONS: Final = ("Confirm", "Constraints", "Keep", "LrFinder", "PhantomCohort", "Promotion", "Resources")
 
+PART: Final = "part"
+"""Of a space: all of its keys that a paper file may say, none of them needed."""
 RANGE: Final = ("log", "step")
 
 Schema = dict[str, Any]
 
 
 def space_schema() -> Schema:
-    """The schema of a space file. What spans several keys (conditions, constraints) only `validate` can check."""
+    """The schema of a space file, or of a paper file, which has `runs`.
+
+    What spans several keys (conditions, constraints) only `validate` can check.
+    """
     whole = Space.model_json_schema(ref_template="#/definitions/{model}")
     sections = {name: whole["$defs"][name] for name in SECTIONS}
     sections["Constraints"]["properties"]["forbidden"]["items"] = _some(_one_or_several, SEARCHED)
@@ -27,17 +33,24 @@ def space_schema() -> Schema:
         "type": "object",
         "description": "What configurations are drawn from.",
         "properties": {name: _parameter(name) for name in SEARCHED},
-        "required": list(REQUIRED),
         "additionalProperties": False,
     }
+    properties = {key: _untitled(value) for key, value in whole["properties"].items()}
+    part = {key: value for key, value in properties.items() if key not in DECIDED}
     return {
         "$schema": DRAFT,
         "title": "A space file of ichsearch",
-        "type": "object",
-        "properties": {key: _untitled(value) for key, value in whole["properties"].items()},
-        "required": ["name", "parameters"],
-        "additionalProperties": False,
+        "if": {"required": [RUNS_KEY]},
+        "then": _paper(),
+        "else": {
+            "type": "object",
+            "properties": {key: _of_part(key) if key in part else value for key, value in properties.items()}
+            | {"parameters": {"allOf": [_of_part("parameters"), {"required": list(REQUIRED)}]}},
+            "required": ["name", "parameters"],
+            "additionalProperties": False,
+        },
         "definitions": {
+            PART: {"type": "object", "properties": part, "additionalProperties": False},
             **{name: _untitled(section) for name, section in sections.items()},
             "condition": _some(_one_or_several, (*SEARCHED, TASK)),
             **{name: _untitled(value_type(name).json_schema()) for name in SEARCHED},
@@ -45,6 +58,19 @@ def space_schema() -> Schema:
             TASK: _untitled(whole["properties"][TASK]),
         },
     }
+
+
+def _paper() -> Schema:
+    """A paper file: parts of a space laid over one another."""
+    file, entry = (_untitled(model.model_json_schema()) for model in (PaperFile, PaperEntry))
+    entry["properties"]["space"] = file["properties"][SHARED_KEY] = {"$ref": f"#/definitions/{PART}"}
+    file["properties"][RUNS_KEY] |= {"additionalProperties": entry}
+    file["properties"][RUNS_KEY].pop("patternProperties", None)
+    return {key: value for key, value in file.items() if key not in ("$defs", "description")}
+
+
+def _of_part(key: str) -> Schema:
+    return {"$ref": f"#/definitions/{PART}/properties/{key}"}
 
 
 def _untitled(schema: Schema) -> Schema:

@@ -6,22 +6,23 @@ In: a `Book`. Out: configurations for Ray Tune; events for whoever watches.
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
 
 from ray.tune.search import Searcher
 
 from ichsearch.errors import StorageError
+from ichsearch.files import write_text
 from ichsearch.search.book import Book, Started
+from ichsearch.search.nodes import Nodes
 from ichsearch.search.resources import Node, Request, Requests, has_room, slots
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import explain_hang, has_hung
-from ichsearch.search.worker import AWAY, BUSY, CRASHED, DISK_FULL, NO_ROOM, TIMED_OUT
+from ichsearch.search.worker import AWAY, BUSY, CRASHED, DISK_FULL, LEAVING, NO_ROOM, TIMED_OUT
 from ichsearch.train.trial import TrialResult, read_result
-
-OnStart = Callable[[Started], None]
-OnEnd = Callable[[Started, TrialResult | None, str], None]
-OnWait = Callable[[Request], None]
 
 NODES_EVERY_S: Final = 1.0
 """How often the cluster is looked at while it is full."""
@@ -32,10 +33,25 @@ LOW_ON_MEMORY: Final = "running low on memory"
 NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.]+")
 """A backbone's name may hold `hf_hub:` and slashes."""
 LONGEST_NAME: Final = 40
+NODE_LOST: Final = "node lost"
 
 
-def job_of(started: Started, request: Request) -> dict[str, Any]:
-    """What Ray Tune hands to a worker for one trial."""
+@dataclass(frozen=True)
+class Hearers:
+    """Who hears of what happens to trials: they start, end, wait for a node, are run again, and avoid a node.
+
+    `on_again` hears the reason, and Ray's id of the node where that was, if it is known.
+    """
+
+    on_start: Callable[[Started], None]
+    on_end: Callable[[Started, TrialResult | None, str], None]
+    on_wait: Callable[[Request], None]
+    on_again: Callable[[Started, str, str | None], None]
+    on_avoid: Callable[[str], None]
+
+
+def job_of(started: Started, request: Request, avoid: Collection[str] = ()) -> dict[str, Any]:
+    """What Ray Tune hands to a worker for one trial, which no node of `avoid` gets."""
     record, config = started.record, started.config
     return {
         "trial": record.trial,
@@ -43,6 +59,7 @@ def job_of(started: Started, request: Request) -> dict[str, Any]:
         "config": config.model_dump(),
         "parent": record.parent,
         "threads": int(request["CPU"]),
+        "avoid": sorted(avoid),
     }
 
 
@@ -52,28 +69,46 @@ def label_of(started: Started) -> str:
     return f"{backbone}-b{started.config.batch_size}-{started.config.epochs}ep-{started.record.trial}"
 
 
+def _reason_of(folder: Path, error: str | None, result: dict[str, Any]) -> str:
+    """Why a trial has no score; `error` is Ray's account of a lost worker."""
+    if has_hung(folder):
+        explain_hang(folder)
+        return TIMED_OUT
+    if error is not None:
+        return "out_of_memory" if LOW_ON_MEMORY in error else CRASHED
+    return str(result.get("reason") or CRASHED)
+
+
+def _explain_death(folder: Path, reason: str, node: str | None) -> None:
+    """Say where it was that a process ended without a word of its own."""
+    if not (folder / "error.txt").is_file():
+        where = f" on node {node[:8]}" if node else ""
+        write_text(folder / "error.txt", f"{reason}: the worker process ended{where}, and left no error\n")
+
+
 class BookSearcher(Searcher):
     """Hands out the book's trials; keeps no state that the journal does not have.
 
     Once `disk_full` it hands out no more, and the trial that found out is not told: it goes on when there is room. What
     else goes wrong here is kept in `failure`, since Ray Tune would take it for a fault of the trial. It has `given_up`
     when the run's time is over and no node is left that could hold the trials that Ray Tune has: they may never begin.
+
+    A trial that crashed is tried again `max_retries` times, elsewhere if there is room. The book hands it out again,
+    not Ray Tune, which could neither send it elsewhere nor tell a crash from the loss of a node.
     """
 
     def __init__(
-        self,
-        book: Book,
-        folder: RunFolder,
-        requests: Requests,
-        nodes: Callable[[], Sequence[Node]],
-        on_start: OnStart,
-        on_end: OnEnd,
-        on_wait: OnWait,
+        self, book: Book, folder: RunFolder, requests: Requests, nodes: Nodes, hearers: Hearers, max_retries: int
     ) -> None:
         super().__init__()
         self._book, self._folder, self._requests, self._nodes = book, folder, requests, nodes
-        self._on_start, self._on_end, self._on_wait = on_start, on_end, on_wait
+        self._hear, self._max_retries = hearers, max_retries
         self._running: dict[str, Started] = {}
+        self._places: dict[str, str] = {}
+        self._told: set[str] = set()
+        self._crashes = Counter[str]()
+        self._crashed: list[Started] = []
+        self._crashed_on: dict[str, str] = {}
         self._images_per_s: dict[str, float] = {}
         self._quiet_until_s = 0.0
         self._say_wait_at_s: float | None = None
@@ -93,26 +128,57 @@ class BookSearcher(Searcher):
         """
         if time.monotonic() < self._quiet_until_s:
             return None
-        nodes = self._nodes()
+        live = self._nodes.live()
+        nodes = self._nodes.usable(live)
         if self._waits_in_vain(nodes):
             self.given_up = bool(self._running)
             return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
-        if not has_room(nodes, self._taken(), self._requests.least):
+        if not self._has_room(nodes, self._requests.least):
             self._quiet_until_s = time.monotonic() + NODES_EVERY_S
             return None
-        started = None if self.disk_full else self._book.next()
+        started = None if self.disk_full else self._next(nodes)
         if isinstance(started, Started):
+            last = {self._crashed_on.get(started.record.trial, "")} & nodes.keys()
+            avoid = (live.keys() - nodes.keys()) | (last if self._has_room_elsewhere(started, nodes) else set())
             self._running[trial_id] = started
-            self._on_start(started)
-            return job_of(started, self._requests.of(started.config.backbone))
+            self._tell_start(started)
+            return job_of(started, self._requests.of(started.config.backbone), avoid)
         if started is None and (self.disk_full or not self._running):
             return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
         self._quiet_until_s = math.inf if self._running else time.monotonic() + NODES_EVERY_S
         return None  # one that runs may yet be handed back, or make the book go on
 
-    def _waits_in_vain(self, nodes: Sequence[Node]) -> bool:
+    def _tell_start(self, started: Started) -> None:
+        """Once a trial: that one is run again is told otherwise."""
+        if started.record.trial not in self._told:
+            self._told.add(started.record.trial)
+            self._hear.on_start(started)
+
+    def _next(self, nodes: Mapping[str, Node]) -> Started | Literal["wait"] | None:
+        """A trial that crashed once another node has room for it; else one of the book's."""
+        elsewhere = (started for started in self._crashed if self._has_room_elsewhere(started, nodes))
+        found = next(elsewhere, None) or self._book.next()
+        if not isinstance(found, Started) and self._crashed:
+            found = self._crashed[0]
+        if found in self._crashed:
+            self._crashed.remove(found)
+        return found
+
+    def _has_room_elsewhere(self, started: Started, nodes: Mapping[str, Node]) -> bool:
+        """Whether a trial could start now on another node than that on which it crashed."""
+        last = self._crashed_on.get(started.record.trial)
+        others = {name: node for name, node in nodes.items() if name != last}
+        return self._has_room(others, self._requests.of(started.config.backbone))
+
+    def _could_run_elsewhere(self, started: Started, node: str | None) -> bool:
+        """Whether another node of those to be used could hold a trial, if it were free."""
+        usable = self._nodes.usable(self._nodes.live())
+        request = self._requests.of(started.config.backbone)
+        return any(slots(usable[name], request) for name in usable.keys() - {node})
+
+    def _waits_in_vain(self, nodes: Mapping[str, Node]) -> bool:
         """Whether no node could hold any trial, and the run's time is over; a long wait is told once."""
-        if any(slots(node, self._requests.least) for node in nodes):
+        if any(slots(node, self._requests.least) for node in nodes.values()):
             self._say_wait_at_s = None
             return False
         now_s = time.monotonic()
@@ -120,11 +186,18 @@ class BookSearcher(Searcher):
             self._say_wait_at_s = now_s + LONG_WAIT_S
         if now_s >= self._say_wait_at_s:
             self._say_wait_at_s = math.inf
-            self._on_wait(self._requests.least)
+            self._hear.on_wait(self._requests.least)
         return self._book.is_out_of_time()
 
-    def _taken(self) -> list[Request]:
-        return [self._requests.of(started.config.backbone) for started in self._running.values()]
+    def _has_room(self, nodes: Mapping[str, Node], request: Request) -> bool:
+        """Whether nodes have room beside the trials that run there, or are not known to run elsewhere."""
+        here = [started for name, started in self._running.items() if self._places.get(name, "") in {"", *nodes}]
+        return has_room(nodes.values(), [self._requests.of(started.config.backbone) for started in here], request)
+
+    def on_place(self, trial_id: str, node: str | None) -> None:
+        """Know on which node a trial begins."""
+        if node:
+            self._places[trial_id] = node
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Results stand in the trial's folder; only its speed is of interest while it runs."""
@@ -132,43 +205,69 @@ class BookSearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the book, from the trial's own files, and from Ray only that a worker was lost."""
-        started = self._running.pop(trial_id, None)
+        started, node = self._running.pop(trial_id, None), self._places.pop(trial_id, None)
         self._images_per_s.pop(trial_id, None)
         self._quiet_until_s = 0.0
         if started is None:
             return
         try:
-            self._tell(started, self.errors.pop(trial_id, "") if error else None, result or {})
+            self._tell(started, node, self.errors.pop(trial_id, "") if error else None, result or {})
         except OSError as problem:
             self.disk_full = problem.errno in DISK_FULL
             self.failure = None if self.disk_full else problem
         except Exception as problem:  # noqa: BLE001 - whatever it is, the run ends with it: see the class
             self.failure = problem
 
-    def _tell(self, started: Started, error: str | None, result: dict[str, Any]) -> None:
+    def _tell(self, started: Started, node: str | None, error: str | None, result: dict[str, Any]) -> None:
         folder = self._folder.trial(started.record.trial)
         self._folder.refresh(folder)
         if (finished := read_result(folder)) is not None:
+            if node:
+                self._nodes.finished(node)
             self._book.tell_finished(started, finished)
-            self._on_end(started, finished, "")
+            self._hear.on_end(started, finished, "")
             return
-        if has_hung(folder):
-            explain_hang(folder)
-            reason = TIMED_OUT
-        elif error is not None:
-            reason = "out_of_memory" if LOW_ON_MEMORY in error else CRASHED
-        else:
-            reason = str(result.get("reason") or CRASHED)
+        reason = _reason_of(folder, error, result)
+        again = self._why_again(started, node, reason) if error is not None and reason != TIMED_OUT else ""
         if reason == NO_ROOM:
             self.disk_full = True
-            return
-        if reason == AWAY:
+        elif reason == AWAY:
             raise StorageError(f"the store of {self._folder} did not answer a worker; run the same command again")
-        if reason == BUSY:
+        elif reason == BUSY:
             self._book.hand_back(started)
-            return
-        self._book.tell_failed(started, reason)
-        self._on_end(started, None, reason)
+        elif reason == LEAVING or again:
+            self._run_again(started, node, again or reason)
+        else:
+            if error is not None:
+                _explain_death(folder, reason, node)
+            self._book.tell_failed(started, reason)
+            self._hear.on_end(started, None, reason)
+
+    def _run_again(self, started: Started, node: str | None, reason: str) -> None:
+        if node and reason == LEAVING:
+            self._nodes.leaves(node)
+        if reason not in (LEAVING, NODE_LOST) and self._could_run_elsewhere(started, node):
+            self._crashed.append(started)
+        else:
+            self._book.hand_back(started)
+        self._hear.on_again(started, reason, node)
+
+    def _why_again(self, started: Started, node: str | None, reason: str) -> str:
+        """Why a trial that a worker was lost with is run again; "" if that tells enough of its configuration.
+
+        The loss of a node says nothing of it, and a crash on a node where all crash neither.
+        """
+        name = started.record.trial
+        if node and node not in self._nodes.live():
+            return NODE_LOST
+        if node:
+            self._crashed_on[name] = node
+            if reason == CRASHED and self._nodes.crashed(node, str(sorted(started.record.parameters.items()))):
+                self._hear.on_avoid(node)
+            if self._nodes.is_avoided(node):
+                return reason
+        self._crashes[name] += 1
+        return reason if self._crashes[name] <= self._max_retries else ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles the searcher with its own state, which ichsearch never reads."""

@@ -5,7 +5,7 @@ In: the mappings of a space file. Out: frozen, validated sections.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ichsearch.phantom.design import Prevalence
 from ichsearch.search.domains import Value, Values
@@ -18,11 +18,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def _share_or_whole(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        fewer = int(gpus)
+        raise ValueError(f"above 1 it must be a whole number of GPUs, but is {gpus:g}; say {fewer} or {fewer + 1}")
+    return gpus
+
+
 class Resources(Section):
     """What one trial takes of a node."""
 
     cpus_per_trial: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field("auto", description="CPU cores")
-    gpus_per_trial: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field("auto", description="share of a GPU")
+    gpus_per_trial: Annotated[float, Field(ge=0, le=64), AfterValidator(_share_or_whole)] | Literal["auto"] = Field(
+        "auto", description="share of a GPU, or several, of one node, that train a trial together"
+    )
 
 
 class LrFinder(Section):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from ichsearch.data.split import LEAKY, Unit
 from ichsearch.data.tasks import Task, task_labels
 from ichsearch.model.weights import Policy
 from ichsearch.search.combinations import MOST_LISTED, allowed, combinations, size_of, why_not
@@ -64,6 +65,7 @@ class Space(Section):
     promotion: Promotion = Promotion()
     keep: Keep = Keep()
     seed: int = Field(0, ge=0, le=2**31 - 1)
+    split: Unit = Field("patient", description="what the folds deal; slice leaks, and is for paper files alone")
     split_seed: int = Field(0, ge=0, le=2**31 - 1, description="of the patients' folds")
     pretrained: Policy = Field("auto", description="start weights: needed, taken if they can be had, none")
     weights_folder: str | None = Field(None, description="of <backbone>.safetensors or .pth, or one file")
@@ -106,7 +108,12 @@ class Space(Section):
                 ("metric",),
                 f"the metric must be defined for task {self.task}, but {self.metric} is not; say one of {fitting}",
             )
+        if self.split == "slice" and self.confirm:
+            raise SpaceRuleError(
+                ("confirm",), "a fold of new patients confirms a run, but split slice has none; remove confirm"
+            )
         self._check_rungs()
+        self._check_shares()
         self._check_entries()
         if self.strategy == "grid":
             self._check_grid()
@@ -146,6 +153,15 @@ class Space(Section):
                 ("promotion", "first_epochs"),
                 f"fine_tune needs more epochs than frozen ones, but the first rung may have {first} and {frozen}; "
                 "raise first_epochs, or say auto",
+            )
+
+    def _check_shares(self) -> None:
+        gpus, least = self.resources.gpus_per_trial, min(self.values_of("batch_size"))
+        if gpus != "auto" and gpus > 1 and least < 2 * gpus:
+            raise SpaceRuleError(
+                ("resources", "gpus_per_trial"),
+                f"each GPU of a trial needs two slices of a batch, but {gpus:g} GPUs share batches of {least}; "
+                "lower gpus_per_trial or raise batch_size",
             )
 
     def _frozen_epochs(self) -> int:
@@ -276,6 +292,11 @@ class Space(Section):
         """Every backbone that the space can propose, in the file's order."""
         proposed = {config.backbone for config in self.inputs()}
         return [name for name in dict.fromkeys(self.values_of("backbone")) if name in proposed]
+
+    @property
+    def told_metric(self) -> str:
+        """What trials are ranked by, as it is told."""
+        return f"{LEAKY} {self.metric}" if self.split == "slice" else self.metric
 
     def noted(self, wildcards: dict[str, list[str]], left_out: dict[str, str]) -> Self:
         """The space, knowing where its backbones' names come from."""

@@ -69,16 +69,32 @@ def shipped_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "search_spaces"
 
 
-def load_space(path: Path, options: Sequence[str] = ()) -> Space:
+def load_space(path: Path, options: Sequence[str] = (), *, may_leak: bool = True) -> Space:
     """Read and validate a space file; patterns of backbones become the names that the installed libraries have.
 
     Args:
         path: the file.
         options: `key=value`, which replace or add to what the file says: see `overrides`.
+        may_leak: whether it may be split by slice, as some runs of a paper file are; not what a person asks for.
 
     Raises:
         ConfigError: with file and line, or option, and rule, value and remedy of everything that is wrong.
     """
+    content, at = read_content(path, options)
+    space = space_of(content, at)
+    if space.split == "slice" and not may_leak:
+        raise ConfigError(
+            at.told(
+                ("split",),
+                "a search is judged on patients that it has not seen, but slice puts slices of one patient on both "
+                "sides; say patient (only a run of a paper file may leak: `leaky: true`)",
+            )
+        )
+    return space
+
+
+def read_content(path: Path, options: Sequence[str] = ()) -> tuple[dict[str, Any], "Places"]:
+    """The content of a space file or a paper file, and where each of its keys stands; errors as of `load_space`."""
     document = parse(read_file(path), str(path))
     content = document.content
     if not isinstance(content, dict):
@@ -86,7 +102,11 @@ def load_space(path: Path, options: Sequence[str] = ()) -> Space:
         raise ConfigError(f"{path}:1: a space file maps names to values, but this one {what}; begin with `name: ...`")
     places = {where: f"{path}:{line}" for where, line in document.lines.items()}
     override(content, places, options)
-    at = _Places(str(path), places)
+    return content, Places(str(path), places)
+
+
+def space_of(content: dict[str, Any], at: "Places") -> Space:
+    """The space that a content says; errors as of `load_space`."""
     try:
         return settled(content)
     except SpaceRuleError as error:
@@ -95,11 +115,21 @@ def load_space(path: Path, options: Sequence[str] = ()) -> Space:
         raise ConfigError("\n".join(dict.fromkeys(_messages(at, content, error)))) from None
 
 
-class _Places:
+class Places:
     """Where each key and item of a space file stands: in a line, or in an option."""
 
     def __init__(self, file: str, places: dict[Location, str]) -> None:
         self._file, self._places = file, places
+
+    def within(self, *parts: Location) -> "Places":
+        """Of the content that lies below these places, the later ones over the earlier."""
+        moved = {
+            where[len(part) :]: place
+            for part in parts
+            for where, place in self._places.items()
+            if where[: len(part)] == part
+        }
+        return Places(self._file, moved)
 
     def told(self, where: Location, message: str) -> str:
         """A message with its place, which is that of the nearest key above that stands anywhere."""
@@ -108,7 +138,7 @@ class _Places:
         return f"{place}: {'.'.join(map(str, where))}: {message}" if where else f"{place}: {message}"
 
 
-def _messages(at: _Places, content: dict[str, Any], error: ValidationError) -> Iterator[str]:
+def _messages(at: Places, content: dict[str, Any], error: ValidationError) -> Iterator[str]:
     """A line for each wrong value, however many of its possible types it is not."""
     told: dict[Location, list[Any]] = {}
     for item in error.errors():

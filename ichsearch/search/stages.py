@@ -4,9 +4,11 @@ In: a space, shards, a run folder, an open Ray session. Out: what workers must k
 """
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -15,7 +17,7 @@ from ichsearch.files import read_json
 from ichsearch.model.weights import StartWeights, obtain_weights
 from ichsearch.search import events
 from ichsearch.search.events import Event
-from ichsearch.search.resources import Request, as_ray_options, slots
+from ichsearch.search.resources import Request, as_ray_options, of_one_process, processes_of, slots
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
 from ichsearch.search.worker import Assignment, find_curve, gpu_memory_mb, warm_cache
@@ -49,19 +51,24 @@ def assignment_of(
     """What workers must know."""
     paths = {name: start.path for name, start in weights.items()}
     limit_s = inf if space.trial_limit_s is None else space.trial_limit_s
-    return Assignment(shards, folder, paths, int(whole["CPU"]), space.lr_finder.steps, limit_s)
+    threads, processes = int(whole["CPU"]), processes_of(whole)
+    return Assignment(shards, folder, paths, threads, space.lr_finder.steps, limit_s, processes=processes)
 
 
 def warm_nodes(sizes: Iterable[int], shards: str | Path, whole: Request) -> float | None:
     """Decode the slices at these sizes on every node that can run a trial; memory of the smallest GPU, in 1e6 bytes."""
-    memory_mb: list[float] = []
-    for node in ray.nodes():
-        if node["Alive"] and slots(node["Resources"], whole):
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            list(fan_out(warm_cache, sizes, shards, scheduling_strategy=here))
-            gpus = range(int(node["Resources"].get("GPU", 0.0)))
-            memory_mb += [size for size in fan_out(gpu_memory_mb, gpus, scheduling_strategy=here) if size]
-    return min(memory_mb, default=None)
+    nodes = [node for node in ray.nodes() if node["Alive"] and slots(node["Resources"], whole)]
+    wanted = list(sizes)
+    with ThreadPoolExecutor(max(1, len(nodes))) as pool:  # all nodes at once: a large set takes each of them minutes
+        found = pool.map(lambda node: _warm_node(node, wanted, shards), nodes)
+        return min((size for of_node in found for size in of_node), default=None)
+
+
+def _warm_node(node: dict[str, Any], sizes: Iterable[int], shards: str | Path) -> list[float]:
+    here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    list(fan_out(warm_cache, sizes, shards, scheduling_strategy=here))
+    gpus = range(int(node["Resources"].get("GPU", 0.0)))
+    return [size for size in fan_out(gpu_memory_mb, gpus, scheduling_strategy=here) if size]
 
 
 def curves_of(folder: RunFolder, configs: Iterable[InputConfig]) -> Curves:
@@ -79,13 +86,16 @@ def seen_mb(curves: Curves) -> dict[str, float]:
 
 
 def lr_stage(space: Space, assignment: Assignment, whole: Request, watchers: Watchers) -> Curves:
-    """The LR finder's curve of every configuration that needs one; those of an earlier start are kept."""
+    """The LR finder's curve of every configuration that needs one; those of an earlier start are kept.
+
+    It has one GPU where a trial has several: a step's gradient is the same on one as on many.
+    """
     configs = space.input_configs()
     curves = {config: curve for config in configs if (curve := _known_curve(config, assignment))}
     missing = [config for config in configs if config not in curves]
     if missing:
         watchers.tell(events.lr_stage(len(missing)))
-    for curve in fan_out(find_curve, missing, assignment, **as_ray_options(whole)):
+    for curve in fan_out(find_curve, missing, assignment, **as_ray_options(of_one_process(whole))):
         curves[curve.config] = curve
         assignment.folder.refresh(assignment.folder.lr_finder)
         watchers.draw_curve(curve, assignment.folder.curve(curve.config).with_suffix(".png"))

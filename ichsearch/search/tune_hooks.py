@@ -12,6 +12,8 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
+from ichsearch.search.resources import node_of
+
 
 class FirstCome(FIFOScheduler):
     """Ray Tune's simplest scheduler; it keeps a trial's error before the searcher is told that there was one.
@@ -39,22 +41,26 @@ class FirstCome(FIFOScheduler):
 
 
 class Beat(Callback):
-    """Names trials for the dashboard, and calls `beat` at each of Ray Tune's steps: ten times a second or more."""
+    """Names trials for the dashboard, tells where they run, and calls `beat` at each of Ray Tune's steps.
 
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self._beat = beat
+    These come ten times a second or more.
+    """
+
+    def __init__(self, beat: Callable[[], None], on_place: Callable[[str, str | None], None]) -> None:
+        self._beat, self._on_place = beat, on_place
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002 - Ray's signature
         """Whatever `beat` raises ends the run as it is."""
         self._beat()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        """Let the dashboard's tasks and the process list show the trial, not the worker that it runs in.
+        """Tell the trial's node; let the dashboard's tasks and the process list show the trial, not its worker.
 
         A worker goes from trial to trial: Ray asks for an actor's name and `repr` once, but each task has its own name.
         """
         actor = trial.temporary_state.ray_actor
         vars(actor)["train"] = _Named(actor, trial.config["label"])
+        self._on_place(trial.trial_id, node_of(actor))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: nobody restores it."""

@@ -98,7 +98,7 @@ def count_slices(space: Space, shards: Path) -> SliceCounts:
     slices = SliceSet(no_pixels, table, manifest.fingerprint, registered, hist_breaks=np.empty(0, np.int16))
     if "neighbours" in space.channels():
         slices.require_registered()
-    split = make_split(table, manifest.fingerprint, space.split_seed)
+    split = make_split(table, manifest.fingerprint, space.split_seed, space.split)
     parts = parts_of(slices, split, min(space.values_of("min_brain")), space.task)
     return SliceCounts(len(parts.train), len(parts.validation))
 

@@ -5,7 +5,6 @@ In: paths and configurations. Out: files in the run folder.
 
 import errno
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,12 +16,15 @@ from ichsearch.data.cache import SliceSet, local_shards, open_slices
 from ichsearch.data.split import Split
 from ichsearch.errors import AlreadyRunningError, IchsearchError, StorageError
 from ichsearch.files import read_json, write_json, write_text
-from ichsearch.search.nodes import on_node
+from ichsearch.search.node_folder import on_node
+from ichsearch.search.notice import notices
+from ichsearch.search.processes import TrialJob, place_of, train
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import LEAST_GRACE_S, ended_when_hung, hangs_after_s, has_hung
-from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError
+from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError, TrialStoppedError
 from ichsearch.train.lr_finder import FALLBACK_LR, LrCurve, find_lr
-from ichsearch.train.trial import TrialResult, run_trial
+from ichsearch.train.trainer import MustStop
+from ichsearch.train.trial import TrialResult
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 CHECKPOINT_EVERY_S: Final = 300.0
@@ -31,14 +33,22 @@ NO_ROOM: Final = "disk full"
 """The reason of a trial that says nothing about its configuration: it is run again when there is room."""
 BUSY: Final = "folder busy"
 """Likewise: the worker of a dead driver, or one that Ray has given up, is still at work on the trial."""
+LEAVING: Final = "node leaves"
+"""Likewise: the node is about to go. The trial has written a checkpoint, and goes on elsewhere."""
 AWAY: Final = "store away"
 """Likewise: the object store that the run folder or the shards are in did not answer."""
+SAYS_NOTHING: Final[dict[type[Exception], str]] = {
+    TrialStoppedError: LEAVING,
+    AlreadyRunningError: BUSY,
+    StorageError: AWAY,
+}
+"""The reasons of trials that are run again."""
 TIMED_OUT: Final = "timed_out"
 CRASHED: Final = "crashed"
 
 
 class Assignment(NamedTuple):
-    """What every worker of a run needs to know."""
+    """What every worker of a run needs to know; `threads` and `processes` are those of a trial."""
 
     shards: str | Path
     folder: RunFolder
@@ -47,6 +57,7 @@ class Assignment(NamedTuple):
     lr_steps: int
     limit_s: float = math.inf
     least_grace_s: float = LEAST_GRACE_S
+    processes: int = 1
 
     def slices(self, size: int) -> SliceSet:
         """The data at this size, from this node's cache."""
@@ -73,7 +84,7 @@ def find_curve(config: InputConfig, assignment: Assignment) -> LrCurve:
 
     A backbone that cannot be trained must not end the run: its trials will fail, and be told to the sampler.
     """
-    torch.set_num_threads(assignment.threads)
+    torch.set_num_threads(max(1, assignment.threads // assignment.processes))
     slices, run = assignment.slices(config.size), assignment.folder
     with on_node(run, run.lr_finder, assignment.weights[config.backbone], is_sole=False) as folder:
         split = Split.model_validate(read_json(folder.split))
@@ -110,12 +121,12 @@ def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
     """
     run, weights = assignment.folder, assignment.weights[job["config"]["backbone"]]
     parent = run.trial(job["parent"]) if job["parent"] else None
-    return outcome_on_node(
-        run,
-        run.trial(job["trial"]),
-        (parent, weights),
-        lambda folder: attempt(folder.trial(job["trial"]), assignment, lambda: _run(job, assignment, folder)),
-    )
+
+    def attempted(folder: RunFolder) -> dict[str, Any]:
+        with notices() as must_stop:
+            return attempt(folder.trial(job["trial"]), assignment, lambda: _run(job, assignment, folder, must_stop))
+
+    return outcome_on_node(run, run.trial(job["trial"]), (parent, weights), attempted)
 
 
 def outcome_on_node(
@@ -125,10 +136,8 @@ def outcome_on_node(
     try:
         with on_node(run, work, *needed) as folder:
             return attempted(folder)
-    except AlreadyRunningError:
-        return {"reason": BUSY}
-    except StorageError:
-        return {"reason": AWAY}
+    except (AlreadyRunningError, StorageError) as error:
+        return {"reason": BUSY if isinstance(error, AlreadyRunningError) else AWAY}
 
 
 def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]) -> dict[str, Any]:
@@ -146,10 +155,8 @@ def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]
     except TrialFailedError as error:
         _keep_error(folder / "error.txt", error)
         return {"reason": error.reason}
-    except AlreadyRunningError:
-        return {"reason": BUSY}
-    except StorageError:
-        return {"reason": AWAY}
+    except tuple(SAYS_NOTHING) as error:
+        return {"reason": next(reason for kind, reason in SAYS_NOTHING.items() if isinstance(error, kind))}
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return {"reason": NO_ROOM}
@@ -162,20 +169,20 @@ def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]
     return {"score": result.score, "reason": ""}
 
 
-def _run(job: dict[str, Any], assignment: Assignment, folder: RunFolder) -> TrialResult:
-    torch.set_num_threads(job["threads"])
+def _run(job: dict[str, Any], assignment: Assignment, folder: RunFolder, must_stop: MustStop) -> TrialResult:
     config = TrialConfig.model_validate(job["config"])
-    return run_trial(
+    to_do = TrialJob(
         config,
-        assignment.slices(config.size),
+        assignment.shards,
         Split.model_validate(read_json(folder.split)),
         folder.trial(job["trial"]),
         weights=assignment.start_weights(config.backbone, folder),
         parent=folder.trial(job["parent"]) if job["parent"] else None,
-        on_epoch=lambda record: _report_epoch(record, folder),
+        threads=job["threads"],
         checkpoint_every_s=CHECKPOINT_EVERY_S,
         limit_s=assignment.limit_s,
     )
+    return train(to_do, assignment.processes, lambda record: _report_epoch(record, folder), must_stop)
 
 
 def _report_epoch(record: dict[str, Any], folder: RunFolder) -> None:
@@ -185,7 +192,5 @@ def _report_epoch(record: dict[str, Any], folder: RunFolder) -> None:
 
 def _keep_error(path: Path, error: Exception) -> None:
     """What went wrong and where in the code, without any path of the machine."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = "\n".join(f"  {Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames)
     what = error.strerror if isinstance(error, OSError) else error
-    write_text(path, f"{type(error).__name__}: {what}\n{where}\n")
+    write_text(path, f"{type(error).__name__}: {what}\n{place_of(error)}\n")

@@ -46,7 +46,7 @@ def write_ledger(out: Folder) -> None:
 def make_ledger(table: pd.DataFrame) -> dict[str, Any]:
     """Counts of a metadata frame: the filter, populations, syntaxes, thickness, tilt, clipping, shared images."""
     return {
-        "filter": [_lost(table, threshold) for threshold in THRESHOLDS],
+        "filter": [lost_to_filter(table, threshold) for threshold in THRESHOLDS],
         "populations": _populations(table),
         "transfer_syntaxes": _counted(table["transfer_syntax"]),
         "slice_thickness_mm": _counted(table["slice_thickness_mm"]),
@@ -60,7 +60,7 @@ def make_ledger(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _lost(table: pd.DataFrame, threshold: float) -> dict[str, Any]:
+def lost_to_filter(table: pd.DataFrame, threshold: float) -> dict[str, Any]:
     """What `min_brain: threshold` would take from training."""
     lost = table[table["brain_share"] < np.float32(threshold)]
     positives = {label: int((lost[label] == 1).sum()) for label in LABELS}

@@ -4,8 +4,10 @@ In: a DICOM folder, a labels CSV, settings. Out: shards, their ledger, the metad
 `quarantine.csv`.
 """
 
+import errno
 import fcntl
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -16,7 +18,7 @@ from ichsearch.dicom.find import find_files
 from ichsearch.dicom.header import read_header
 from ichsearch.dicom.pixels import hash_of, read_image
 from ichsearch.dicom.reasons import RejectedError
-from ichsearch.errors import AlreadyRunningError, DataError
+from ichsearch.errors import AlreadyRunningError, DataError, StorageError
 from ichsearch.shards.accounting import QUARANTINE, count, nothing_readable, quarantine_rejected, write_quarantine
 from ichsearch.shards.build import LEDGER, LedgerEntry, build_shard, finished_entry, ledger_name
 from ichsearch.shards.identity import Key, home_folder, load_key
@@ -49,6 +51,8 @@ from ichsearch.storage import Folder, FoundFile, open_folder, with_state
 Item = TypeVar("Item")
 
 FILES_PER_TASK: Final = 256
+HU_BYTES: Final = 2
+"""Of a pixel, before compression."""
 OURS: Final = re.compile(rf"({LEDGER}/)?(shard-\d{{5,}}\.(parquet|json)|\.[^/]+\.\d+\.aside)")
 """Shards, their ledger entries, and either half-written by a killed process: nothing that a user would name so."""
 
@@ -74,6 +78,7 @@ def preprocess(
         AlreadyRunningError: another driver of this user writes to `out`.
         DataError: the folder, the labels or every single file is unusable.
         ConfigError: `out` holds something else, or a URI is not allowed.
+        StorageError: the disk of `out` is full.
     """
     source = open_folder(dicom).location
     target = open_folder(out)
@@ -222,12 +227,26 @@ def _build(
         out.remove(MANIFEST)
     lengths = {job.name: sum(map(len, job.studies)) for job in jobs}
     on_progress("slices", sum(lengths[name] for name in entries), sum(lengths.values()))
-    for name, entry in fan_out(_build_named, missing, out, settings, key):
-        entries[name] = entry
-        on_progress("slices", sum(lengths[name] for name in entries), sum(lengths.values()))
+    try:
+        for name, entry in fan_out(_build_named, missing, out, settings, key):
+            entries[name] = entry
+            on_progress("slices", sum(lengths[name] for name in entries), sum(lengths.values()))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or (path := out.local_path()) is None:
+            raise
+        slices = sum(length for name, length in lengths.items() if name not in entries)
+        raise _full_disk(path, slices * settings.size**2 * HU_BYTES) from error
     for name in _others(out, {job.name for job in jobs}):
         out.remove(name)
     return dict(sorted(entries.items()))
+
+
+def _full_disk(out: Path, needed_bytes: int) -> StorageError:
+    free = shutil.disk_usage(out).free
+    return StorageError(
+        f"the disk of {out} is full: {free:,} bytes free, at most {needed_bytes:,} needed for the slices that are "
+        "missing; make room and run the same command again"
+    )
 
 
 def _finished(job: ShardJob, out: Folder) -> tuple[str, LedgerEntry | None]:

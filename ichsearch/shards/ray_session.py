@@ -5,74 +5,109 @@ In: an address, functions and their jobs. Out: results, in the order in which th
 
 import logging
 import os
-import re
-import socket
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ichsearch.errors import ClusterError
+from ichsearch.shards.address import (
+    Address,
+    check_answers,
+    check_dashboard,
+    choose_address,
+    no_cluster,
+    provide_token,
+)
+from ichsearch.shards.cluster_watch import watched
+from ichsearch.shards.nodes import check_versions
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 TASKS_PER_CPU: Final = 2
 """Queued tasks a core: enough that no core waits for the driver, few enough that results do not pile up."""
-HOST_AND_PORT: Final = re.compile(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)")
-ANSWER_SECONDS: Final = 10
+RAY_SETTINGS: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without GPUs leaves the variables alone
+}
 
 
 @contextmanager
-def ray_session(address: str | None = None) -> Iterator[str]:
+def ray_session(address: str | None = None, *, checked: bool = True) -> Iterator[str]:
     """Connect to Ray, yield the dashboard's address ('' without one), and disconnect.
 
-    Without `address` it is `RAY_ADDRESS` when set (as inside `ray job submit`), else a private cluster on this
-    machine; never some cluster that happens to run. Within an open session it joins that one.
+    Which cluster that is, `choose_address` says; unless `checked` is false it must be safe, and its nodes run what this
+    driver runs. Within an open session it joins that one.
 
     Raises:
-        ClusterError: no cluster at the address.
+        ClusterError: no cluster at the address, or none to work with; or it was lost.
     """
     if ray.is_initialized():
         yield ""
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a trial without GPUs leaves the variables alone
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    _check_answers(where)
+    chosen = choose_address(address)
+    for name, value in RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if chosen.is_private:
+        provide_token()
+    else:
+        check_answers(chosen.where)
+    with watched() as watch:
+        try:
+            dashboard = _connect(chosen)
+            watch.start(ray.get_runtime_context().gcs_address)
+            if checked and not chosen.is_private:
+                check_dashboard(dashboard)
+                check_versions()
+            yield f"http://{dashboard}" if dashboard else ""
+        finally:
+            watch.close(ray.shutdown)
+
+
+def _connect(chosen: Address) -> str:
+    """Start or join the cluster; the dashboard's address."""
     try:
-        context = ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
+        with _signals_kept():
+            context = ray.init(
+                address=chosen.where, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None
+            )
     except Exception as error:  # a node that does not start in time is a plain Exception
-        raise _no_cluster(where, error) from error
-    _protect_token()
-    try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else ""
-    finally:
-        ray.shutdown()
+        raise _explained(chosen, error) from error
+    return context.dashboard_url or ""
 
 
-def _check_answers(where: str) -> None:
-    """Refuse an address with a port at which nothing listens: Ray would wait for it for ever."""
-    if not (place := HOST_AND_PORT.fullmatch(where)):
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM, which Ray replaces by its own when it starts."""
+    before = signal.getsignal(signal.SIGTERM)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
         return
     try:
-        socket.create_connection((place[1], int(place[2])), timeout=ANSWER_SECONDS).close()
-    except (OSError, OverflowError, UnicodeError) as error:  # no answer, no such port, no name
-        raise _no_cluster(where, error) from error
+        yield
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        signal.signal(signal.SIGTERM, before)  # Ray's answer: ours follows
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _no_cluster(where: str, error: Exception) -> ClusterError:
-    return ClusterError(f"a Ray cluster must answer at {where!r}, but none does ({error}); check --address")
-
-
-def _protect_token() -> None:
-    """Make the token that `ray.init` writes world-readable its owner's alone: it opens the cluster."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if path.is_file() and path.stat().st_uid == os.getuid():
-        path.chmod(0o600)
+def _explained(chosen: Address, error: Exception) -> ClusterError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if "ersion mismatch" in str(cause):
+            what = " ".join(str(cause).split())
+            return ClusterError(f"driver and cluster must have the same Ray and Python; install those here: {what}")
+        cause = cause.__cause__
+    return no_cluster(chosen.where, error)
 
 
 def fan_out(function: Callable[..., Result], jobs: Iterable[Job], *common: Any, **options: Any) -> Iterator[Result]:

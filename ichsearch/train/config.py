@@ -128,3 +128,7 @@ class TrialFailedError(Exception):
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason = reason
         super().__init__(f"{reason}: {detail}" if detail else reason)
+
+
+class TrialStoppedError(Exception):
+    """A trial that was asked to stop where it is: its checkpoint is written, and it can go on elsewhere."""

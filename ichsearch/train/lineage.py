@@ -72,7 +72,7 @@ def lineage_of(
     """The lineage of a trial that has not begun."""
     return Lineage(
         data=slices.fingerprint,
-        split=hashlib.sha256(json.dumps(split.model_dump(), sort_keys=True).encode()).hexdigest(),
+        split=hashlib.sha256(json.dumps(split.as_json(), sort_keys=True).encode()).hexdigest(),
         weights=sha256_of(weights) if weights else None,
         parent=parent.name if parent and config.epochs_before else None,
     )
@@ -136,10 +136,18 @@ def _traces(folder: Path) -> _Traces | None:
         return None
 
 
-def _as_written(folder: Path, name: str) -> bool:
-    """Whether a file of a finished trial has the SHA-256 that its metrics.json tells."""
+def recorded_sha256(folder: Path, name: str) -> str | None:
+    """The SHA-256 that a finished trial's metrics.json tells of one of its files; None where it tells none."""
     try:
-        known: object = read_json(folder / METRICS)["sha256"][name]
-        return known == sha256_of(folder / name)
+        known = read_json(folder / METRICS)["sha256"][name]
     except (FileNotFoundError, DataError, LookupError, TypeError):
+        return None
+    return str(known)
+
+
+def _as_written(folder: Path, name: str) -> bool:
+    """Whether a file of a finished trial is the one that it wrote."""
+    try:
+        return recorded_sha256(folder, name) == sha256_of(folder / name)
+    except FileNotFoundError:
         return False

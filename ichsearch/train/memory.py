@@ -15,6 +15,7 @@ from ichsearch.errors import DataError
 from ichsearch.files import read_json, write_json
 from ichsearch.shards.identity import cache_folder
 from ichsearch.train.config import TrialFailedError
+from ichsearch.train.parallel import ALONE, Ranks
 
 FOLDER: Final = "micro_batch"
 
@@ -22,10 +23,10 @@ Result = TypeVar("Result")
 
 
 class MicroBatch:
-    """How many slices go through a model at once; halved whenever they do not fit."""
+    """How many slices go through a model at once; halved whenever they do not fit, on one rank of several as on all."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, ranks: Ranks = ALONE) -> None:
+        self.size, self._ranks = size, ranks
 
     def run(self, work: Callable[[int], Result]) -> Result:
         """The result of `work(size)`, tried anew with half the size after each out-of-memory error.
@@ -34,12 +35,16 @@ class MicroBatch:
             TrialFailedError: `out_of_memory`: not even one slice fits.
         """
         while True:
+            fits = False
             try:
-                return work(self.size)
+                result = work(self.size)
+                fits = True
             except torch.OutOfMemoryError as error:
                 if self.size == 1:
                     raise TrialFailedError("out_of_memory", "not even one slice at a time fits") from error
             # Outside the except block, whose traceback keeps the tensors of the failed attempt alive.
+            if self._ranks.least(fits):
+                return result
             self.size //= 2
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -22,6 +22,7 @@ from ichsearch.train.config import InputConfig, TrialFailedError
 from ichsearch.train.loss import make_loss
 from ichsearch.train.memory import MicroBatch, probed_size
 from ichsearch.train.optimizer import make_optimizer
+from ichsearch.train.parallel import ALONE, Ranks
 from ichsearch.train.steps import Stepper, arithmetic
 
 
@@ -46,7 +47,8 @@ def parts_of(slices: SliceSet, split: Split, min_brain: float, task: Task = "mul
         validation=np.flatnonzero(wanted & (folds == VALIDATION_FOLD)),
     )
     patients = slices.table["patient"].to_numpy()
-    assert not set(patients[parts.train]) & set(patients[parts.validation]), "a patient on both sides of the split"
+    crossed = set(patients[parts.train]) & set(patients[parts.validation])
+    assert split.leaks or not crossed, "a patient on both sides of the split"
     if not len(parts.train):
         raise DataError(
             f"training needs slices, but none of task {task} has a brain share of {min_brain}; lower min_brain"
@@ -84,9 +86,14 @@ class Training:
 
 
 def make_training(
-    config: InputConfig, slices: SliceSet, rows: npt.NDArray[np.int64], weights: Path | None, device: torch.device
+    config: InputConfig,
+    slices: SliceSet,
+    rows: npt.NDArray[np.int64],
+    weights: Path | None,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Training:
-    """All that training on the slices in `rows` needs.
+    """All that training on the slices in `rows` needs; of several ranks each gets its share of every batch.
 
     Raises:
         TrialFailedError: `batch_larger_than_data`: what was asked for is not what would be trained.
@@ -95,7 +102,7 @@ def make_training(
         raise TrialFailedError("batch_larger_than_data", f"{config.batch_size} slices of {len(rows)} to train on")
     model = make_model(config, weights, device)
     optimizer = make_optimizer(model, config.weight_decay)
-    batches = Batches(slices, rows, config.recipe, device)
+    batches = Batches(slices, rows, config.recipe, device, ranks.share)
     loss = make_loss(
         config.labels, batches.labels, balanced=config.imbalance == "loss", smoothing=config.label_smoothing
     )
@@ -103,12 +110,13 @@ def make_training(
         model,
         optimizer,
         loss,
-        micro=MicroBatch(config.batch_size),
+        micro=MicroBatch(-(config.batch_size // -ranks.size), ranks),
         kind=arithmetic(config.precision, device),
         clip_norm=config.clip_norm,
+        ranks=ranks,
     )
     if device.type == "cuda":
-        stepper.micro.size = _fitting_size(config, model, stepper, device)
+        stepper.micro.size = ranks.least(_fitting_size(config, model, stepper, device))
     return Training(model, optimizer, stepper, batches)
 
 

@@ -15,8 +15,10 @@ from ichsearch.train.config import Precision, TrialFailedError
 from ichsearch.train.loss import TrainLoss
 from ichsearch.train.memory import MicroBatch
 from ichsearch.train.metrics import FloatArray
+from ichsearch.train.parallel import ALONE, Ranks
 
 Arithmetic = Literal["fp32", "bf16", "fp16"]
+RUNNING_STATISTICS: Final = ("running_mean", "running_var")
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -38,8 +40,9 @@ class Stepper:
     """Training steps of one model.
 
     A batch larger than the micro-batch goes through the model in pieces whose gradients add up to the batch's; what
-    normalises over a batch (BatchNorm) then sees the pieces, those of a failed attempt too. Float16 gradients are
-    scaled, so that small ones survive.
+    normalises over a batch (BatchNorm) then sees the pieces, those of a failed attempt too. Several ranks each take a
+    share of a batch; their gradients, losses and running statistics are averaged. Float16 gradients are scaled, so that
+    small ones survive.
     """
 
     def __init__(
@@ -51,10 +54,14 @@ class Stepper:
         micro: MicroBatch,
         kind: Arithmetic = "fp32",
         clip_norm: float = 0.0,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.micro, self.kind = micro, kind
+        self.micro, self.kind, self._ranks = micro, kind, ranks
         self._model, self._optimizer, self._loss, self._clip_norm = model, optimizer, loss, clip_norm
         self.scaler = torch.GradScaler(next(model.parameters()).device.type, enabled=kind == "fp16")
+        self._running = [
+            value for name, value in model.named_buffers() if name.rpartition(".")[2] in RUNNING_STATISTICS
+        ]
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step on (B, C, S, S) inputs and (B, L) labels; the loss before it, a scalar still on the device."""
@@ -65,12 +72,17 @@ class Stepper:
             if pieces == 1 or len(inputs) // pieces > 1:
                 raise
             raise TrialFailedError("out_of_memory", "its BatchNorm needs two slices at a time") from error
+        if self._ranks.size > 1:
+            self._ranks.average([loss, *self._gradients_there(), *self._running], len(inputs))
         if self._clip_norm:
             self.scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
         self.scaler.step(self._optimizer)
         self.scaler.update()
         return loss
+
+    def _gradients_there(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
 
     def _gradients(self, inputs: Tensor, labels: Tensor, size: int) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)

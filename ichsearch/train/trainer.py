@@ -1,10 +1,11 @@
 """The loop of a trial: epochs of steps, each epoch judged, the best one kept, and checkpoints to go on from.
 
-In: a `Start`, data, and the trial's folder. Out: records of epochs, and files in the folder.
+In: a `Start`, data, and the trial's folder. Out: records of epochs, and files in the folder. Of several ranks all train
+and predict; the first one alone judges, watches the clock, and writes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,12 +22,13 @@ from ichsearch.files import write_json
 from ichsearch.model.backbones import parameters_m
 from ichsearch.model.groups import freeze_body, unfreeze
 from ichsearch.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from ichsearch.train.config import TrialFailedError
+from ichsearch.train.config import TrialFailedError, TrialStoppedError
 from ichsearch.train.guard import LossGuard
 from ichsearch.train.lineage import CHECKPOINT, METRICS, STATE, Start
 from ichsearch.train.memory import MicroBatch
 from ichsearch.train.metrics import FloatArray, Scores, better, score
 from ichsearch.train.optimizer import set_step
+from ichsearch.train.parallel import ALONE, Ranks
 from ichsearch.train.predictions import truth_of
 from ichsearch.train.schedule import Step, phase_of, phases, step_at
 from ichsearch.train.setup import make_training, parts_of
@@ -41,6 +43,7 @@ FIRST_SAVE_S: Final = 0.1
 """What a checkpoint is taken to cost until one was written."""
 
 EpochCallback = Callable[[dict[str, Any]], None]
+MustStop = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,21 @@ class Trainer:
         device: torch.device,
         checkpoint_every_s: float,
         limit_s: float,
+        ranks: Ranks = ALONE,
+        must_stop: MustStop,
     ) -> None:
         config = self._config = start.config
+        self._ranks = ranks
         self._folder, self._checkpoint_every_s, self._limit_s = folder, checkpoint_every_s, limit_s
+        self._must_stop = must_stop
         parts = parts_of(slices, split, config.min_brain, config.task)
         # Before the training: that finds out how large a batch fits into what is left of a GPU's memory.
-        self._validation = Batches(slices, parts.validation, config.recipe, device)
+        judged = parts.validation[ranks.share.part(len(parts.validation))]
+        self._validation = Batches(slices, judged, config.recipe, device)
         self.validation_rows = parts.validation
         self.truth = truth_of(slices, parts.validation, config.labels)
         self._patients = slices.table["patient"].to_numpy(np.str_)[parts.validation]
-        self._training = make_training(config, slices, parts.train, weights, device)
+        self._training = make_training(config, slices, parts.train, weights, device, ranks)
         self._evaluated = MicroBatch(2 * self._training.stepper.micro.size)  # nothing is kept for a backward pass
         self._plan, self._pretrained = phases(config), weights is not None
         self._guard, self.parameters_m = LossGuard(), parameters_m(self.model)
@@ -132,7 +140,12 @@ class Trainer:
     def run(self, on_epoch: EpochCallback) -> None:
         """Train all epochs that are missing."""
         for epoch in range(self.epochs_done, self._config.epochs):
-            record = self._epoch(epoch)
+            trained = self._trained(epoch)
+            start_s = time.monotonic()
+            probabilities = self._predict(epoch)
+            if not self._ranks.first:
+                continue
+            record = self._judged(epoch, probabilities, *trained, start_s)
             write_json(self._folder / METRICS, {"epochs": self.history})
             waited_s = time.monotonic() - self._saved_at_s
             worth_s = min(SECONDS_BETWEEN_CHECKPOINTS, self._save_s / CHECKPOINT_SHARE)
@@ -145,17 +158,20 @@ class Trainer:
         if self._config.epochs < self._config.cycle.stop:
             self._save(STATE, self._config.epochs)
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
+    def _trained(self, epoch: int) -> tuple[float, float]:
+        """Train an epoch, or what is left of it; its loss and seconds."""
         within = self._state.records["within"] or {"step": 0, "loss": 0.0, "trained_s": 0.0}
         if not (self._resumed and within["step"]):
             torch.manual_seed(self._config.seed * 1_000_003 + epoch)  # dropout; whoever resumes here draws the same
         self._resumed = False
         phase, _ = phase_of(self._plan, epoch - self._config.cycle.start)
         (freeze_body if phase.body_frozen and self._pretrained else unfreeze)(self.model)
-        train_loss, trained_s = self._train(epoch, **within)
-        self._state.records["within"] = None
-        start_s = time.monotonic()
-        probabilities = self._predict()
+        return self._train(epoch, **within)
+
+    def _judged(
+        self, epoch: int, probabilities: FloatArray, train_loss: float, trained_s: float, start_s: float
+    ) -> dict[str, Any]:
+        """The record of an epoch, of which judging began at `start_s`."""
         scores = score(self.truth, probabilities, self._config.labels, self._patients)
         record = {
             "epoch": epoch + 1,
@@ -178,17 +194,29 @@ class Trainer:
         start_s = time.monotonic() - trained_s
         self.model.train()
         for number, (inputs, labels) in enumerate(batches.train(epoch, first_step=step), start=step):
+            self._ranks.reseed(self._config.seed, epoch, number)
             set_step(self._training.optimizer, *self._step_at(epoch, number))
             loss_now = self._training.stepper.step(inputs, labels)
             self._guard.watch(loss_now)
             total += loss_now
-            self._require_time(time.monotonic() - start_s)
-            if number + 1 < steps and time.monotonic() - self._saved_at_s >= self._checkpoint_every_s:
-                passed_s = time.monotonic() - start_s
-                self._state.records["within"] = {"step": number + 1, "loss": float(total), "trained_s": passed_s}
+            if not self._ranks.first:
+                continue
+            passed_s = time.monotonic() - start_s
+            self._require_time(passed_s)
+            stops = self._must_stop()
+            if stops or (number + 1 < steps and time.monotonic() - self._saved_at_s >= self._checkpoint_every_s):
+                self._note_within(number + 1, float(total), passed_s)
                 self._save(CHECKPOINT, epoch, number + 1)
+            if stops:
+                raise TrialStoppedError
         self._guard.look()
-        return float(total) / steps, time.monotonic() - start_s
+        trained_s = time.monotonic() - start_s
+        self._note_within(steps, float(total), trained_s)
+        return float(total) / steps, trained_s
+
+    def _note_within(self, step: int, loss: float, trained_s: float) -> None:
+        """Where the epoch stands, for the checkpoints until it has been judged."""
+        self._state.records["within"] = {"step": step, "loss": loss, "trained_s": trained_s}
 
     def _step_at(self, epoch: int, step: int) -> Step:
         return step_at(self._plan, epoch - self._config.cycle.start, step, self._training.batches.steps)
@@ -206,9 +234,19 @@ class Trainer:
         self._saved_at_s = time.monotonic()
         self._save_s = self._saved_at_s - start_s
 
-    def _predict(self) -> FloatArray:
+    def _until_stopped(self, epoch: int, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Batches of a validation, which begins anew where it was stopped: the epoch's training is not lost."""
+        for inputs in batches:
+            if self._ranks.first and self._must_stop():
+                self._save(CHECKPOINT, epoch, self._training.batches.steps)
+                raise TrialStoppedError
+            yield inputs
+
+    def _predict(self, epoch: int) -> FloatArray:
         stepper = self._training.stepper
-        probabilities = predict(self.model, self._validation.evaluate(), micro=self._evaluated, kind=stepper.kind)
+        inputs = self._until_stopped(epoch, self._validation.evaluate())
+        probabilities = self._ranks.gathered(predict(self.model, inputs, micro=self._evaluated, kind=stepper.kind))
+        self._state.records["within"] = None
         if not np.isfinite(probabilities).all():
             raise TrialFailedError("diverged", "a prediction is not finite")
         return probabilities

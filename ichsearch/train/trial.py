@@ -3,7 +3,8 @@
 In: a `TrialConfig`, a `SliceSet`, a `Split` and a folder. Out: `config.json`, `lineage.json`, `metrics.json`,
 `predictions.parquet` (validation slices, best epoch), `weights.safetensors` (best epoch), `events/` (TensorBoard), and
 a `TrialResult`; of a piece of a longer cycle `state/` too, from which a child goes on. While it trains, the folder
-holds checkpoints: called again, it goes on from the newest and ends with the same numbers.
+holds checkpoints: called again, it goes on from the newest and ends with the same numbers. Several processes that call
+it with their `Ranks` train one trial together.
 """
 
 import fcntl
@@ -11,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,15 +32,17 @@ from ichsearch.train.lineage import (
     METRICS,
     PREDICTIONS,
     WEIGHTS,
+    Lineage,
     Start,
     claim,
     find_start,
     lineage_of,
 )
 from ichsearch.train.metrics import Scores
+from ichsearch.train.parallel import ALONE, Ranks
 from ichsearch.train.predictions import prediction_table
 from ichsearch.train.setup import pick_device
-from ichsearch.train.trainer import EpochCallback, Trainer
+from ichsearch.train.trainer import EpochCallback, MustStop, Trainer
 
 OTHER_WRITER_S: Final = 20.0
 """How long the last writer of a trial's folder is waited for."""
@@ -56,10 +59,10 @@ class TrialResult:
         seconds: of training and validation, the parents' not counted.
         images_per_s: slices trained on in a second of training.
         parameters_m: of the model, in millions.
-        micro_batch: how many slices of a batch went through the model at once, in the end.
+        micro_batch: how many slices of a batch went through the model at once, on each rank, in the end.
         epochs_trained: epochs of the trial itself; all of its chain if it restarted.
         restarted: a child whose parent had left nothing that it could go on from.
-        memory_mb: most memory of the GPU that tensors took, in 1e6 bytes; None on a CPU.
+        memory_mb: most memory of the first rank's GPU that tensors took, in 1e6 bytes; None on a CPU.
     """
 
     score: float
@@ -86,6 +89,8 @@ def run_trial(
     on_epoch: EpochCallback = lambda record: None,
     checkpoint_every_s: float = math.inf,
     limit_s: float = math.inf,
+    ranks: Ranks = ALONE,
+    must_stop: MustStop = lambda: False,
 ) -> TrialResult:
     """Train until the chain has `config.epochs` epochs and score the best one on the validation fold.
 
@@ -103,19 +108,22 @@ def run_trial(
         on_epoch: called after each epoch with its record (epoch, losses, scores, seconds, images_per_s).
         checkpoint_every_s: how often to write a checkpoint, within epochs too; inf: now and then between them.
         limit_s: the trial ends when its own epochs have taken longer, those before an interruption included.
+        ranks: this process among those that train the trial. What the first one alone may find out (the time is up, the
+            score is undefined, the folder is busy) it alone raises: whoever started the others ends them.
+        must_stop: asked at each step, of the first rank; when it says so, the trial writes a checkpoint and stops.
 
     Raises:
         TrialFailedError: the loss runs away, the score is undefined, memory does not suffice in any way, a batch is
             larger than the data, or the trial takes too long.
+        TrialStoppedError: it was told to stop; called again, it goes on from there.
         AlreadyRunningError: another process is at work on the folder.
     """
     device = device or pick_device()
-    with _sole_writer(folder):
-        lineage = claim(folder, config, lineage_of(config, slices, split, weights, parent))
-        if (known := read_result(folder)) is not None:
-            return known
-        start = find_start(folder, config, lineage, parent)
-        try:
+    with _sole_writer(folder) if ranks.first else nullcontext():
+        start = ranks.told(lambda: _begun(folder, config, lineage_of(config, slices, split, weights, parent), parent))
+        if isinstance(start, TrialResult):
+            return start
+        with _failing_for_good(folder):
             trainer = Trainer(
                 start,
                 slices,
@@ -125,16 +133,31 @@ def run_trial(
                 device=device,
                 checkpoint_every_s=checkpoint_every_s,
                 limit_s=limit_s,
+                ranks=ranks,
+                must_stop=must_stop,
             )
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)  # of batches that proved too large
-            _train(trainer, config, folder, on_epoch)
-        except TrialFailedError:
-            shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)  # nobody goes on from there
-            raise
-        except torch.OutOfMemoryError as error:  # not in a step, which knows how to shrink
-            raise TrialFailedError("out_of_memory", "the model, its optimizer or its slices do not fit") from error
-        return _finish(trainer, start, slices, folder, device)
+            _train(trainer, config, folder, on_epoch, ranks)
+        return ranks.told(lambda: _finish(trainer, start, slices, folder, device))
+
+
+def _begun(folder: Path, config: TrialConfig, lineage: Lineage, parent: Path | None) -> Start | TrialResult:
+    """Where the trial starts, or with what it has ended before."""
+    lineage = claim(folder, config, lineage)
+    return read_result(folder) or find_start(folder, config, lineage, parent)
+
+
+@contextmanager
+def _failing_for_good(folder: Path) -> Iterator[None]:
+    """A trial that can give no score leaves no checkpoint: nobody goes on from there."""
+    try:
+        yield
+    except TrialFailedError:
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        raise
+    except torch.OutOfMemoryError as error:  # not in a step, which knows how to shrink
+        raise TrialFailedError("out_of_memory", "the model, its optimizer or its slices do not fit") from error
 
 
 @contextmanager
@@ -163,7 +186,10 @@ def _locked(file: int) -> bool:
     return True
 
 
-def _train(trainer: Trainer, config: TrialConfig, folder: Path, on_epoch: EpochCallback) -> None:
+def _train(trainer: Trainer, config: TrialConfig, folder: Path, on_epoch: EpochCallback, ranks: Ranks) -> None:
+    if not ranks.first:
+        trainer.run(on_epoch)
+        return
     with event_file(folder / EVENTS, config, trainer.epochs_done) as write_events:
 
         def told(record: dict[str, Any]) -> None:

@@ -1,0 +1,91 @@
+"""What `ichsearch doctor` finds wrong, and what it says of a machine that is in order."""
+
+import json
+from pathlib import Path
+
+import pytest
+from slice_sets import make_rows, write_shards
+from test_cli import ichsearch
+
+from ichsearch.search.doctor import Check, cache_check, clock_check, dashboard_check, exit_code, node_checks
+from ichsearch.search.doctor_probe import Found, probe_node
+
+NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 6e10, "object_store_memory": 2e10}
+FOUND = Found("a", 2, 30_000_000_000, 1_000_000_000, 5_000_000_000, 9_000_000_000, False, "", "")
+
+
+def statuses(found: Found) -> list[str]:
+    return [check.status for check in node_checks("a", NODE, found)]
+
+
+def test_gpus_shared_memory_and_statistics_of_a_node() -> None:
+    assert statuses(FOUND) == ["ok", "ok", "ok"]
+    assert statuses(FOUND._replace(gpus=1)) == ["failed", "ok", "ok"]
+    assert statuses(FOUND._replace(gpus=4)) == ["warning", "ok", "ok"]
+    assert statuses(FOUND._replace(shm_bytes=64_000_000, usage_stats=True)) == ["ok", "warning", "warning"]
+    assert all(check.remedy for check in node_checks("a", NODE, FOUND._replace(gpus=0)) if check.status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("needed", "free", "status"),
+    [(0, 9_000_000_000, "ok"), (5_000_000_000, 9_000_000_000, "ok"), (5_000_000_001, 9_000_000_000, "warning"),
+     (4_000_000_000, 2_000_000_000, "warning")],
+)  # fmt: skip
+def test_a_cache_that_cannot_hold_the_slices_is_a_warning(needed: int, free: int, status: str) -> None:
+    assert cache_check("a", FOUND._replace(free_bytes=free), needed).status == status
+
+
+@pytest.mark.parametrize(
+    ("skew_s", "status"), [(0.0, "ok"), (-1.9, "ok"), (2.1, "warning"), (-3600.0, "warning"), (None, "failed")]
+)
+def test_clocks_that_differ_by_more_than_two_seconds_are_a_warning(skew_s: float | None, status: str) -> None:
+    assert clock_check("a", skew_s).status == status
+
+
+@pytest.mark.parametrize(
+    ("dashboard", "is_open", "status"),
+    [("", False, "ok"), ("127.0.0.1:1", True, "ok"), ("10.0.0.1:1", False, "ok"), ("10.0.0.1:1", True, "failed")],
+)
+def test_only_a_dashboard_that_strangers_can_use_fails(dashboard: str, is_open: bool, status: str) -> None:
+    assert dashboard_check(dashboard, is_open=is_open).status == status
+
+
+def test_the_exit_code_is_the_clusters_before_the_folders() -> None:
+    bad = Check("out", "failed", "", "", 4)
+    assert exit_code([Check("a", "ok", ""), Check("b", "warning", "")]) == 0
+    assert exit_code([bad]) == 4
+    assert exit_code([bad, Check("cluster", "failed", "")]) == 6
+
+
+def test_a_node_tells_what_it_cannot_read_or_write(tmp_path: Path) -> None:
+    lacking = probe_node(tmp_path, tmp_path / "nobody wrote this")
+    assert "has none" in lacking.data_fault
+    assert "does not see" in lacking.out_fault
+    write_shards(tmp_path / "shards", make_rows(patients=2, slices=2), 32)
+    (tmp_path / "probe").write_text("driver")
+    good = probe_node(tmp_path / "shards", tmp_path / "probe")
+    assert (good.data_fault, good.out_fault) == ("", "")
+    assert (tmp_path / f"probe-{good.node}").is_file()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_this_machine_is_examined_and_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    write_shards(tmp_path / "shards", make_rows(patients=15, slices=4), 32)
+    (tmp_path / "runs").mkdir()
+    arguments = ["doctor", "--data", tmp_path / "shards", "--out", tmp_path / "runs" / "new"]
+    done = ichsearch(*arguments, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = json.loads(done.stdout)["checks"]
+    names = [check["name"].partition(",")[0].partition(" 1")[0] for check in checks]
+    expected = {"token file", "cluster", "token authentication", "dashboard", "versions", "data", "out", "node", "GPUs",
+                "shared memory", "usage statistics", "cache", "clock", "weights"}  # fmt: skip
+    assert {name.partition(" 2")[0] if name.startswith("node") else name for name in names} == expected
+    assert not list((tmp_path / "runs").iterdir())
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "token").chmod(0o644)
+    wrong = ichsearch("doctor", "--data", tmp_path, "--out", "/proc/runs")
+    assert wrong.returncode == 6
+    assert "chmod 600" in wrong.stdout
+    for row in ("token file", "data, this machine", "out, this machine"):
+        assert any(row in line and "failed" in line for line in wrong.stdout.splitlines()), wrong.stdout
