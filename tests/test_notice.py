@@ -46,6 +46,6 @@ def test_a_trial_that_is_given_notice_is_handed_back_with_its_checkpoint(
     assert worker._outcome(job, assignment) == {"reason": "node leaves"}
     (checkpoint,) = (folder.trial("0000") / "checkpoint").iterdir()
     assert checkpoint.name == "epoch-001-step-000001"
-    monkeypatch.setattr(worker, "_report_epoch", lambda epoch: None)
+    monkeypatch.setattr(worker, "_report_epoch", lambda *told: None)
     assert worker._outcome(job, assignment)["reason"] == ""
     assert not (folder.trial("0000") / "error.txt").exists()
