@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,17 @@ def command(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
     """The command as a process of its own, which has no session and no token yet."""
     return subprocess.run(
         [sys.executable, "-c", MAIN, *map(str, arguments)],
-        env={**os.environ, "RAY_AUTH_TOKEN_PATH": "/nonexistent", **environment},
+        env={**without_token(os.environ), "RAY_AUTH_TOKEN_PATH": "/nonexistent", **environment},
         cwd="/",  # Ray's workers import from the driver's working folder, too
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def without_token(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what an earlier test in this process has let Ray ask for."""
+    return {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH_")}
 
 
 def examined(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:

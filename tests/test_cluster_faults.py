@@ -46,6 +46,7 @@ def checkpoint_of(out: Path) -> int:
     return int(names[-1].split("-")[1]) if names else 0
 
 
+@pytest.mark.slow
 def test_a_trial_outlives_notices_and_the_loss_of_its_node(cluster: Machines, tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", make_rows(patients=60, slices=6), 32)
     out = tmp_path / "run"

@@ -146,7 +146,7 @@ def worker_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("worker_threads")
-@pytest.mark.parametrize("schedule", ["per_rung", "whole"])
+@pytest.mark.parametrize("schedule", ["per_rung", pytest.param("whole", marks=pytest.mark.slow)])
 def test_a_replay_is_the_whole_chain_from_another_seed(
     schedule: str, searched: Path, shards: Path, tmp_path: Path
 ) -> None:

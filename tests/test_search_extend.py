@@ -114,6 +114,7 @@ def test_more_trials(extended: Callable[[str], Extended]) -> None:
     assert len(set(tried)) == len(tried), "whoever knows nothing begins with the same again"
 
 
+@pytest.mark.slow
 def test_a_longer_full_length(extended: Callable[[str], Extended]) -> None:
     run = extended(longer())
     assert "epochs: 4 in the run, 8 asked for" in run.refused

@@ -129,7 +129,9 @@ def test_an_event_and_a_table_steer_no_terminal() -> None:
     RunPrinter(*consoles, ["ichsearch"], as_json=False).tell(Event("failed", f"trial failed {EVIL}", {}))
     board = pd.DataFrame({name: [float("nan")] for name in ("rank", "score", "low", "high", "difference", "p_holm")})
     board = board.assign(trial=EVIL, backbone=EVIL, status="failed", reason=EVIL, metric=f"auroc{EVIL}", tied=None)
-    board = board.assign(beats_baselines=None, confirmed_mean=None, test_score=None, epochs=1, chain_seconds=1.0)
+    board = board.assign(
+        beats_baselines=None, confirmed_mean=None, split="patient", test_score=None, epochs=1, chain_seconds=1.0
+    )
     consoles[0].print(as_table(board))
     assert "owned" in out.getvalue()
     assert is_plain(out.getvalue())
