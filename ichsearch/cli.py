@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 import typer
 from rich.console import Console
@@ -17,9 +17,6 @@ from ichsearch.cli_console import err, out, say
 from ichsearch.cli_exit import exit_codes
 from ichsearch.cli_signals import stopped_by_signals
 from ichsearch.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="ichsearch",
