@@ -23,19 +23,18 @@ STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 @app.command()
 def doctor(
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of shards that every node must read.")] = None,
+    data: Annotated[str | None, typer.Option(help="Shards that every node must read.")] = None,
     run_folder: Annotated[
-        str | None, typer.Option("--out", help="Run folder, new or not, that every node must write to.")
+        str | None,
+        typer.Option("--out", help="Run folder, new or not, that every node must write to."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the checks and the exit code.")] = False,
 ) -> None:
     """Check nodes, GPUs, versions, storage, weights, cache and security of a cluster before a run needs them."""
     from ichsearch.files import to_json
-    from ichsearch.locations import disk_path
     from ichsearch.search import doctor as library
 
-    shards, out_folder = (None if place is None else disk_path(place) for place in (data, run_folder))
-    checks = list(library.examine(address, shards, out_folder))
+    checks = list(library.examine(address, data, run_folder))
     if as_json:
         sys.stdout.write(to_json(library.as_json(checks)).decode())
     else:

@@ -7,13 +7,15 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import pyarrow as pa
 
 from ichsearch.errors import ConfigError, StorageError
 
+PATIENCE: Final = "ICHSEARCH_STORE_PATIENCE_S"
 PATIENCE_S: Final = 120.0
 """How long a store that is away is tried again, unless `ICHSEARCH_STORE_PATIENCE_S` says otherwise."""
 FIRST_PAUSE_S: Final = 0.25
@@ -53,7 +55,20 @@ def patiently(where: str, work: Callable[[], Result]) -> Result:
 
 def patience_s() -> float:
     """`ICHSEARCH_STORE_PATIENCE_S`, or its default."""
-    text = os.environ.get("ICHSEARCH_STORE_PATIENCE_S", str(PATIENCE_S))
+    text = os.environ.get(PATIENCE, str(PATIENCE_S))
     if not re.fullmatch(r"\d+(\.\d*)?", text):
-        raise ConfigError(f"ICHSEARCH_STORE_PATIENCE_S must be a number of seconds, but is {text!r}; mend it")
+        raise ConfigError(f"{PATIENCE} must be a number of seconds, but is {text!r}; mend it")
     return float(text)
+
+
+@contextmanager
+def giving_up_after(seconds: float) -> Iterator[None]:
+    """Another default within the block: what the environment says still holds."""
+    if PATIENCE in os.environ:
+        yield
+        return
+    os.environ[PATIENCE] = str(seconds)
+    try:
+        yield
+    finally:
+        del os.environ[PATIENCE]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from slice_sets import make_rows, write_shards
+from stores import Store, new_folder
 from test_cli import ichsearch
 
 from ichsearch.search.doctor import Check, cache_check, clock_check, dashboard_check, exit_code, node_checks
-from ichsearch.search.doctor_probe import Found, probe_node
+from ichsearch.search.doctor_probe import Found, Probe, probe_node
+from ichsearch.storage import open_folder
 
 NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 6e10, "object_store_memory": 2e10}
 FOUND = Found("a", 2, 30_000_000_000, 1_000_000_000, 5_000_000_000, 9_000_000_000, False, "", "")
@@ -58,14 +60,45 @@ def test_the_exit_code_is_the_clusters_before_the_folders() -> None:
 
 
 def test_a_node_tells_what_it_cannot_read_or_write(tmp_path: Path) -> None:
-    lacking = probe_node(tmp_path, tmp_path / "nobody wrote this")
+    folder = open_folder(tmp_path)
+    lacking = probe_node(folder, Probe(folder, "nobody wrote this"))
     assert "has none" in lacking.data_fault
     assert "does not see" in lacking.out_fault
     write_shards(tmp_path / "shards", make_rows(patients=2, slices=2), 32)
     (tmp_path / "probe").write_text("driver")
-    good = probe_node(tmp_path / "shards", tmp_path / "probe")
+    good = probe_node(open_folder(tmp_path / "shards"), Probe(folder, "probe"))
     assert (good.data_fault, good.out_fault) == ("", "")
     assert (tmp_path / f"probe-{good.node}").is_file()
+
+
+def test_a_node_tells_whether_it_reaches_a_store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards(tmp_path / "shards", make_rows(patients=2, slices=2), 32)
+    shards, out = open_folder(new_folder(store)), open_folder(new_folder(store))
+    shards.write_bytes("manifest.json", (tmp_path / "shards" / "manifest.json").read_bytes())
+    out.write_bytes("probe", b"driver")
+    good = probe_node(shards, Probe(out, "probe"))
+    assert (good.data_fault, good.out_fault) == ("", "")
+    assert out.names() == ["probe", f"probe-{good.node}"]
+    monkeypatch.setenv("ICHSEARCH_STORE_PATIENCE_S", "1")
+    with store.away():
+        away = probe_node(shards, Probe(out, "probe"))
+    assert "must answer" in away.data_fault
+    assert "must answer" in away.out_fault
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_cluster_that_shares_a_store_passes_and_nothing_is_left_there(store: Store, tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", make_rows(patients=15, slices=4), 32)
+    shards, out = new_folder(store), new_folder(store)
+    open_folder(shards).write_bytes("manifest.json", (tmp_path / "shards" / "manifest.json").read_bytes())
+    done = ichsearch("doctor", "--data", shards, "--out", f"{out}/runs/new", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {check["name"].partition(" 1")[0]: check["status"] for check in json.loads(done.stdout)["checks"]}
+    assert found["data, node"] == found["out, node"] == "ok"
+    assert not open_folder(out).names()
+    wrong = ichsearch("doctor", "--out", "s3://no-such-bucket-of-mine/run")
+    assert wrong.returncode == 4
+    assert "NoSuchBucket" in wrong.stdout or "NO_SUCH_BUCKET" in wrong.stdout
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from machines import machines
 from searches import Driver, one_by_one, outlive, private_ray, results, write_tiny_shards
 from spaces import write_space
 from stores import Store, new_folder
@@ -32,6 +33,16 @@ parameters:
   size: 32
   channels: hu
   lr: {float: [0.001, 0.01]}
+"""
+TWO_NODES = """\
+name: nodes
+trials: 8
+epochs: 40
+max_retries: 0
+pretrained: no
+promotion: {eta: 2, first_epochs: 20}
+resources: {cpus_per_trial: 1}
+parameters: {backbone: test_resnet, batch_size: 8, size: 32, channels: hu, lr: {float: [0.001, 0.01]}}
 """
 ORPHANS_LIVE_S = 60.0
 
@@ -208,3 +219,22 @@ def test_a_run_without_data_has_its_phantom_in_the_store(
     done = command("run", "--space", space, "--out", out, "--extend", "--trials", "3")
     assert done.returncode == 0, done.stderr
     assert (searched.results(out)["status"] == "finished").sum() == 3
+
+
+@pytest.mark.slow
+def test_a_search_on_two_nodes_outlives_the_loss_of_one(searched: Searched, out: str, tmp_path: Path) -> None:
+    space = write_space(tmp_path, TWO_NODES)
+    with machines(2) as cluster:
+        command = ["--space", space, "--data", searched.remote_shards, "--out", out, "--address", cluster.address]
+        driver = Driver(command, tmp_path / "driver")
+        assert driver.wait_for(lambda: len({node.id for node, _, _ in cluster.workers()}) == 2), driver.said
+        assert driver.wait_for(lambda: len(driver.events("started")) > len(driver.events("finished")) >= 2), driver.said
+        node, _, trial = next(cluster.workers())
+        cluster.lose(node)
+        assert driver.end() == 0, driver.said
+    again = [(event["trial"], event["reason"]) for event in driver.events("again")]
+    assert again in ([(trial, "node lost")], []), "it may have finished before it was missed"
+    assert sorted(finished(driver)) == [f"{number:04d}" for number in range(8)]
+    table = searched.results(out)
+    assert sorted(table["trial"]) == sorted(finished(driver))
+    assert set(table["status"]) == {"finished"}

@@ -1,15 +1,15 @@
 """What could keep a run from working on a cluster, found out before it starts: `ichsearch doctor`.
 
-In: an address, a folder of shards, a run folder to be. Out: a table of checks, each ok, a warning, or failed with a
-remedy.
+In: an address, where shards are, where a run folder is or shall be. Out: a table of checks, each ok, a warning, or
+failed with a remedy.
 """
 
 import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
@@ -17,12 +17,14 @@ from ray.exceptions import RayTaskError
 
 from ichsearch.errors import ClusterError, ConfigError, IchsearchError
 from ichsearch.model.weights import whereabouts
-from ichsearch.search.doctor_probe import Found, probe_clock, probe_node
+from ichsearch.patience import giving_up_after
+from ichsearch.search.doctor_probe import PATIENCE_S, Found, Probe, probe_clock, probe_node, reason
 from ichsearch.shards.address import choose_address, is_loopback, is_open, token_path
 from ichsearch.shards.manifest import read_manifest
 from ichsearch.shards.nodes import answer, ask_nodes, live_nodes, name_of, node_versions, own_versions, send
 from ichsearch.shards.nodes import version_faults as faults
 from ichsearch.shards.ray_session import ray_session
+from ichsearch.storage import Folder, open_folder
 
 BACKBONES: Final = ("resnet18", "resnet50", "resnet101", "densenet121", "alexnet")
 """Those of `architectures.yaml`."""
@@ -42,8 +44,13 @@ class Check:
     exit_code: int = ClusterError.exit_code
 
 
-def examine(address: str | None, data: Path | None, out: Path | None) -> Iterator[Check]:
-    """All checks, each as soon as it is known; those of a cluster that cannot be reached are one that failed."""
+def examine(address: str | None, data: str | None, out: str | None) -> Iterator[Check]:
+    """All checks, each as soon as it is known; those of a cluster that cannot be reached are one that failed.
+
+    Raises:
+        ConfigError: a location is none that ichsearch takes.
+    """
+    shards, run_folder = (None if place is None else open_folder(place) for place in (data, out))
     yield _token_file()
     try:
         chosen = choose_address(address)
@@ -51,7 +58,8 @@ def examine(address: str | None, data: Path | None, out: Path | None) -> Iterato
             where = "this machine" if chosen.is_private else chosen.where
             yield Check("cluster", "ok", f"{where} ({chosen.why})")
             yield from _cluster(dashboard.removeprefix("http://"))
-            yield from _nodes(data, out)
+            with giving_up_after(PATIENCE_S):
+                yield from _nodes(shards, run_folder)
     except ClusterError as error:
         yield Check("cluster", "failed", str(error))
     yield from _weights()
@@ -116,27 +124,26 @@ def dashboard_check(dashboard: str, *, is_open: bool) -> Check:
     return Check("dashboard", "ok", f"{dashboard}, asks for a token")
 
 
-def _nodes(data: Path | None, out: Path | None) -> Iterator[Check]:
+def _nodes(data: Folder | None, out: Folder | None) -> Iterator[Check]:
     n_bytes, readable = _bytes_of(data)
-    probe, writable = _probe_file(out)
+    probe, writable = _new_probe(out)
     yield from (check for check in (readable, writable) if check)
+    answers = ask_nodes(probe_node, data, probe)
     try:
-        answers = ask_nodes(probe_node, data, probe)
         for node in live_nodes():
             name = name_of(node)
             yield from _node(name, node["Resources"], answers.get(name), data, probe, n_bytes)
             yield clock_check(name, _skew_s(node))
     finally:
-        for path in probe.parent.glob(f"{probe.name}*") if probe else ():
-            path.unlink(missing_ok=True)
+        _remove(probe, [found.node for found in answers.values() if isinstance(found, Found)])
 
 
-def _bytes_of(data: Path | None) -> tuple[int, Check | None]:
+def _bytes_of(data: Folder | None) -> tuple[int, Check | None]:
     """What the decoded slices take, and whether this machine can read the shards."""
     if data is None:
         return 0, None
     try:
-        manifest = read_manifest(data)
+        manifest = read_manifest(data.location)
     except (IchsearchError, OSError) as error:
         return 0, Check("data, this machine", "failed", str(error), "check --data", ConfigError.exit_code)
     slices = sum(shard.slices for shard in manifest.shards)
@@ -144,22 +151,35 @@ def _bytes_of(data: Path | None) -> tuple[int, Check | None]:
     return slices * manifest.settings.size**2 * 2, Check("data, this machine", "ok", found)
 
 
-def _probe_file(out: Path | None) -> tuple[Path | None, Check | None]:
+def _new_probe(out: Folder | None) -> tuple[Probe | None, Check | None]:
     """A file in what there is of the run folder, beside which every node tries to write."""
     if out is None:
         return None, None
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
-    probe = folder / f".ichsearch-doctor-{uuid.uuid4().hex}"
+    probe = Probe(_what_there_is(out), f".ichsearch-doctor-{uuid.uuid4().hex}")
     try:
-        probe.write_bytes(b"driver")
-    except OSError as error:
-        fault = f"it cannot be written: {error.strerror}"
+        probe.folder.write_bytes(probe.name, b"driver", durable=False)
+    except (IchsearchError, OSError) as error:
+        fault = f"it cannot be written: {reason(error)}"
         return None, Check("out, this machine", "failed", fault, "give another --out", ConfigError.exit_code)
     return probe, Check("out, this machine", "ok", "written and removed")
 
 
+def _what_there_is(folder: Folder) -> Folder:
+    """The folder; of one that is not on the disk yet, what it would be made in."""
+    path = folder.local_path()
+    return folder if path is None else open_folder(next(above for above in (path, *path.parents) if above.is_dir()))
+
+
+def _remove(probe: Probe | None, nodes: list[str]) -> None:
+    if probe is None:
+        return
+    for name in (probe.name, *map(probe.of, nodes)):
+        with suppress(IchsearchError, OSError):
+            probe.folder.remove(name)
+
+
 def _node(
-    name: str, resources: Mapping[str, float], found: Any, data: Path | None, probe: Path | None, n_bytes: int
+    name: str, resources: Mapping[str, float], found: Any, data: Folder | None, probe: Probe | None, n_bytes: int
 ) -> Iterator[Check]:
     have = (
         f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, {resources.get('memory', 0) / GB:.1f} GB "
@@ -176,10 +196,15 @@ def _node(
     if data is not None:
         yield _storage("data", name, found.data_fault, "read", "--data")
     if probe is not None:
-        fault = found.out_fault
-        if not fault and not probe.with_name(f"{probe.name}-{found.node}").is_file():
-            fault = "what it writes is not seen here"
-        yield _storage("out", name, fault, "write to", "--out")
+        yield _storage("out", name, found.out_fault or _unseen(probe, found.node), "write to", "--out")
+
+
+def _unseen(probe: Probe, node: str) -> str:
+    """Why what a node has written is not its run folder; "" if it is."""
+    try:
+        return "" if probe.folder.exists(probe.of(node)) else "what it writes is not seen here"
+    except (IchsearchError, OSError) as error:
+        return reason(error)
 
 
 def _first_line(error: Any) -> str:
@@ -189,7 +214,7 @@ def _first_line(error: Any) -> str:
 def _storage(what: str, name: str, fault: str, do: str, option: str) -> Check:
     if not fault:
         return Check(f"{what}, node {name}", "ok", f"it can {do} it" if what == "data" else "written and removed")
-    remedy = f"{option} must be on storage that all nodes share, at one path"
+    remedy = f"{option} must be on storage that all nodes share, at one path, or in a store to which they have access"
     return Check(f"{what}, node {name}", "failed", fault, remedy, ConfigError.exit_code)
 
 
