@@ -33,7 +33,7 @@ def connecting(address: Address) -> str:
 
 def opening(space: Space, folder: RunFolder, dashboard: str) -> str:
     """Which run this is, and where to watch it."""
-    where = f" · Ray dashboard {dashboard} (token in ~/.ray/auth_token)" if dashboard else ""
+    where = f" · Ray dashboard {dashboard} (its token: ray get-auth-token)" if dashboard else ""
     budget = f" in {duration_text(space.time_s)}" if space.time_s else ""
     length = f"up to {_count(space.epochs, 'epoch')}"
     return f"run {space.name} in {folder}: {_count(space.trials, 'trial')} of {length}{budget}{where}"
