@@ -1,5 +1,6 @@
 """Which nodes trials keep away from, and what a searcher makes of crashes, losses and notices."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from ichsearch.search.searcher import BookSearcher
 TWO: dict[str, Node] = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}
 
 
-def nodes_of(live: dict[str, Node]) -> Nodes:
-    return Nodes(lambda: live, ONE_CORE.least)
+def nodes_of(live: dict[str, Node], lost: Container[str] = ()) -> Nodes:
+    """Of the nodes that Ray takes for alive some are lost."""
+    return Nodes(lambda: live, ONE_CORE.least, lambda node: node not in live or node in lost)
 
 
 def usable(nodes: Nodes) -> set[str]:
@@ -56,10 +58,12 @@ def test_the_only_node_is_used_whatever_happens_there() -> None:
     assert "a" in usable(nodes)
 
 
-def searcher_of(root: Path, live: dict[str, Node], max_retries: int) -> tuple[BookSearcher, dict[str, list[Any]]]:
+def searcher_of(
+    root: Path, live: dict[str, Node], max_retries: int, lost: Container[str] = ()
+) -> tuple[BookSearcher, dict[str, list[Any]]]:
     told: dict[str, list[Any]] = {"again": [], "avoided": []}
-    book = open_book(root, 8)
-    return BookSearcher(book, RunFolder(root), ONE_CORE, nodes_of(live), hearers(**told), max_retries), told
+    book, nodes = open_book(root, 8), nodes_of(live, lost)
+    return BookSearcher(book, RunFolder(root), ONE_CORE, nodes, hearers(**told), max_retries), told
 
 
 def start(searcher: BookSearcher, name: str, node: str) -> tuple[str, list[str]]:
@@ -90,6 +94,32 @@ def test_the_loss_of_a_node_is_no_crash(tmp_path: Path) -> None:
         searcher.on_trial_complete(name, error=True)
     assert start(searcher, "3", "instead of a") == ("0000", [])
     assert told["again"] == [("0000", "node lost", "a"), ("0000", "node lost", "b")]
+
+
+def test_a_node_that_ray_takes_for_alive_is_lost_when_it_does_not_answer(tmp_path: Path) -> None:
+    searcher, told = searcher_of(tmp_path, TWO, max_retries=0, lost={"a"})
+    start(searcher, "1", "a")
+    searcher.on_trial_complete("1", error=True)
+    assert start(searcher, "2", "b") == ("0000", ["a"]), "nothing more is sent there"
+    assert told["again"] == [("0000", "node lost", "a")]
+
+
+def test_a_trial_that_waits_for_a_node_that_has_gone_is_handed_out_anew(tmp_path: Path) -> None:
+    live = dict(TWO)
+    searcher, told = searcher_of(tmp_path, live, max_retries=1)
+    start(searcher, "1", "a")
+    searcher.on_trial_complete("1", error=True)
+    job = searcher.suggest("2")
+    assert isinstance(job, dict)
+    assert job["avoid"] == ["a"]
+    assert not searcher.is_stuck()
+    live.pop("b")
+    assert searcher.is_stuck(), "it waits for b, and nobody will tell"
+    searcher.hand_back_all()
+    assert not searcher.is_stuck()
+    assert start(searcher, "3", "a") == ("0000", [])
+    assert not searcher.is_stuck()
+    assert told["again"] == [("0000", "crashed", "a")]
 
 
 def test_a_trial_that_crashed_waits_for_another_node_while_others_use_its_place(tmp_path: Path) -> None:

@@ -202,6 +202,8 @@ cp {disk}/run/leaderboard.csv {tmp_path}
         pytest.skip("no disk of our own can be mounted here")
     codes = [line for line in done.stdout.splitlines() if line.startswith("code")]
     assert codes == ["code 7", "code 7", "code 0"], done.stderr
-    assert re.search(r"run is full: [\d,]+ bytes free, up to [\d,]+ needed by each trial", done.stderr), done.stderr
+    assert re.search(r"run on \S+ is full: [\d,]+ bytes free, up to [\d,]+ needed by each trial", done.stderr), (
+        done.stderr
+    )
     assert "Traceback" not in done.stderr
     assert list(results(tmp_path)["status"]) == ["finished"] * 12

@@ -1,12 +1,15 @@
 """Trials through real Ray Tune: workers used again, names, waiting, crashes, hangs, and faults of the search itself."""
 
+import errno
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +72,17 @@ def open_book(root: Path, trials: int, kind: type[Book] = Book, more: str = "") 
 
 def run(root: Path, book: Book, trial: Trial, max_retries: int = 1, requests: Requests = ONE_CORE) -> list[Event]:
     told: list[Event] = []
+    assert not run_trials(book, execution_of(root, trial, told, max_retries, requests))
+    return told
 
+
+def execution_of(
+    root: Path, trial: Trial, told: list[Event], max_retries: int = 1, requests: Requests = ONE_CORE
+) -> Execution:
     def write_leaderboard(folder: RunFolder) -> None:
         folder.leaderboard.write_text(str(len(told)))
 
-    execution = Execution(
+    return Execution(
         name="tiny",
         metric="auroc_any",
         folder=RunFolder(root),
@@ -83,8 +92,6 @@ def run(root: Path, book: Book, trial: Trial, max_retries: int = 1, requests: Re
         tell=told.append,
         write_leaderboard=write_leaderboard,
     )
-    assert run_trials(book, execution)
-    return told
 
 
 def finishing(root: Path, meanwhile: Callable[[dict[str, Any]], None] = lambda job: None) -> Trial:
@@ -191,7 +198,7 @@ def test_a_fault_of_the_search_ends_the_run_as_what_it_is(tmp_path: Path) -> Non
 
 def searcher_of(root: Path, cores: float, trials: int = 4, max_retries: int = 0) -> tuple[BookSearcher, Book]:
     book = open_book(root, trials)
-    nodes = Nodes(lambda: {"one": {"CPU": cores}}, ONE_CORE.least)
+    nodes = Nodes(lambda: {"one": {"CPU": cores}}, ONE_CORE.least, lambda node: node != "one")
     return BookSearcher(book, RunFolder(root), ONE_CORE, nodes, hearers(), max_retries), book
 
 
@@ -229,10 +236,27 @@ def test_a_worker_killed_for_memory_is_told_as_that(tmp_path: Path, error: str, 
 def test_a_full_disk_ends_the_run_and_keeps_the_trial(tmp_path: Path) -> None:
     searcher, _ = searcher_of(tmp_path, cores=1)
     assert searcher.suggest("a")
-    searcher.on_trial_complete("a", {"reason": "disk full"})
-    assert searcher.disk_full
+    searcher.on_trial_complete("a", {"reason": "disk full: that of a node"})
+    assert searcher.disk_full == "disk full: that of a node"
     assert searcher.suggest("b") == "FINISHED"
     assert reasons(tmp_path) == {"0000": "running"}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_disk_that_the_driver_finds_full_is_named(tmp_path: Path) -> None:
+    def write_leaderboard(folder: RunFolder) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder.leaderboard))
+
+    full = replace(execution_of(tmp_path, finishing(tmp_path), []), write_leaderboard=write_leaderboard)
+    assert run_trials(open_book(tmp_path, 1), full).startswith(f"disk full: the disk of {tmp_path} on ")
+
+
+def test_a_disk_that_a_worker_finds_full_before_its_trial_is_named(tmp_path: Path) -> None:
+    def attempted(folder: RunFolder) -> dict[str, Any]:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", str(folder))
+
+    found = worker.outcome_on_node(RunFolder(tmp_path), tmp_path / "trials" / "0000", (), attempted)
+    assert re.fullmatch(rf"disk full: the disk of {tmp_path} on \S+ is full: [\d,]+ bytes free", found["reason"])
 
 
 def test_a_run_that_no_node_could_serve_says_so_once_and_ends_with_its_time(
@@ -242,7 +266,7 @@ def test_a_run_that_no_node_could_serve_says_so_once_and_ends_with_its_time(
     monkeypatch.setattr(searcher_module, "LONG_WAIT_S", 0.1)
     book = open_book(tmp_path, 4, more="time: 1\n")
     waits = list[dict[str, float]]()
-    nodes = Nodes(lambda: {"one": {"CPU": 0.5}}, ONE_CORE.least)
+    nodes = Nodes(lambda: {"one": {"CPU": 0.5}}, ONE_CORE.least, lambda node: node != "one")
     searcher = BookSearcher(book, RunFolder(tmp_path), ONE_CORE, nodes, hearers(waits.append), 0)
     assert searcher.suggest("a") is None
     assert not waits, "a cluster that scales by itself takes its time"
@@ -323,6 +347,7 @@ def test_a_label_holds_nothing_but_plain_letters(tmp_path: Path) -> None:
 def test_rays_memory_monitor_is_told_as_out_of_memory(tmp_path: Path) -> None:
     code = f"""
 import sys, time, logging
+from dataclasses import replace
 from pathlib import Path
 import ray
 from test_searcher import finishing, open_book, reasons, run

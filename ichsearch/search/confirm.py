@@ -23,18 +23,18 @@ from ichsearch.search.replay import Replay, chain_of, run_replay, score_replay
 from ichsearch.search.resources import (
     Requests,
     as_ray_options,
-    live_nodes,
+    resources_of_nodes,
     slots,
     trial_request,
     trial_requests,
 )
-from ichsearch.search.room import full_disk
+from ichsearch.search.room import NO_ROOM, full_disk
 from ichsearch.search.run_folder import ReplayRecord, RunFolder
 from ichsearch.search.sections import Confirm
 from ichsearch.search.space import Space
 from ichsearch.search.space_file import load_space
 from ichsearch.search.stages import Watchers, assignment_of, curves_of, seen_mb, start_weights, warm_nodes
-from ichsearch.search.worker import AWAY, BUSY, CRASHED, NO_ROOM, Assignment
+from ichsearch.search.worker import AWAY, BUSY, CRASHED, Assignment
 from ichsearch.shards.address import choose_address
 from ichsearch.shards.ray_session import fan_out, ray_session
 from ichsearch.train.held_out import read_held_out
@@ -175,9 +175,9 @@ def _prepared(
     configs = [replay.config for replay in replays]
     weights = start_weights(space, folder, {config.backbone for config in configs})
     folder.push(folder.root)  # workers need them
-    whole = trial_request(space.resources, live_nodes())
+    whole = trial_request(space.resources, resources_of_nodes())
     memory_mb = warm_nodes(sorted({config.size for config in configs}), shards, whole)
-    requests = trial_requests(space.resources, live_nodes(), seen_mb(curves_of(folder, configs)), memory_mb)
+    requests = trial_requests(space.resources, resources_of_nodes(), seen_mb(curves_of(folder, configs)), memory_mb)
     return _Work(space, assignment_of(space, folder, shards, whole, weights), requests, held, watchers)
 
 
@@ -203,7 +203,7 @@ def _estimate_s(work: _Work, replays: Sequence[Replay]) -> float:
     for replay in replays:
         results = [read_result(work.folder.trial(link.trial)) for link in replay.chain]
         needed_s += sum(result.seconds for result in results if result)
-    return needed_s / max(1, sum(slots(node, work.requests.whole) for node in live_nodes()))
+    return needed_s / max(1, sum(slots(node, work.requests.whole) for node in resources_of_nodes()))
 
 
 def _replay(work: _Work, replays: Sequence[Replay]) -> None:
@@ -229,8 +229,8 @@ def _replayed(work: _Work, replay: Replay, record: ReplayRecord, done: int, tota
 
 def _require_an_end(work: _Work, record: ReplayRecord) -> None:
     """Stop at what says nothing about the replay: the same command goes on with it."""
-    if record.reason == NO_ROOM:
-        raise full_disk(work.space, work.folder)
+    if record.reason.startswith(NO_ROOM):
+        raise full_disk(work.space, record.reason)
     if record.reason == AWAY:
         raise StorageError(f"the store of {work.folder} did not answer a worker; run the same command again")
     if record.reason == BUSY:

@@ -21,10 +21,12 @@ from ichsearch.search.events import Event, again, avoided, ended, started, waiti
 from ichsearch.search.gauges import Gauges
 from ichsearch.search.nodes import Nodes
 from ichsearch.search.resources import Requests, node_name, nodes_by_id
+from ichsearch.search.room import DISK_FULL, no_room
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.searcher import BookSearcher, Hearers
 from ichsearch.search.throttle import Throttled
 from ichsearch.search.tune_hooks import Beat, FirstCome
+from ichsearch.shards.nodes import is_lost
 
 RAY_TUNE_SETTINGS: Final = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would end the run with exit code 0
@@ -53,13 +55,17 @@ class _GivenUpError(Exception):
     """Ends Ray Tune, which would wait for nodes as long as it has a trial."""
 
 
-def run_trials(book: Book, execution: Execution) -> bool:
+class _StuckError(Exception):
+    """Ends Ray Tune to hand out anew what waits for nodes that have gone."""
+
+
+def run_trials(book: Book, execution: Execution) -> str:
     """Run trials until the book has no more, or its time is over and no node is left that could hold one.
 
     The leaderboard follows the trials within seconds, and is whole when this returns or is interrupted.
 
     Returns:
-        False if the disk of a worker or of this driver became full.
+        "", or which disk became full, of a worker or of this driver, as `no_room` says it.
 
     Raises:
         ClusterError: the cluster went away.
@@ -69,6 +75,18 @@ def run_trials(book: Book, execution: Execution) -> bool:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     leaderboard = Throttled(lambda: execution.write_leaderboard(execution.folder))
     searcher = _searcher(book, execution, leaderboard)
+    try:
+        while not _run_until_stuck(book, execution, searcher, leaderboard):
+            searcher.hand_back_all()
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        return no_room(execution.folder)
+    return searcher.disk_full
+
+
+def _run_until_stuck(book: Book, execution: Execution, searcher: BookSearcher, leaderboard: Throttled) -> bool:
+    """Have Ray Tune run trials; False if all that is left waits for nodes that have gone."""
     gauges = _gauges(book, execution.name, searcher)
     clock = Throttled(book.keep_time, least_pause_s=60.0)
 
@@ -77,6 +95,8 @@ def run_trials(book: Book, execution: Execution) -> bool:
             raise searcher.failure
         if searcher.given_up:
             raise _GivenUpError
+        if searcher.is_stuck():
+            raise _StuckError
         leaderboard.tick()
         for work in (gauges, clock):
             work.ask()
@@ -86,12 +106,14 @@ def run_trials(book: Book, execution: Execution) -> bool:
         try:
             with suppress(_GivenUpError):
                 _tuner(execution, searcher, beat, scratch).fit()
+        except _StuckError:
+            return False
         except (RayError, TuneError, ConnectionError) as error:
             raise ClusterError(f"the cluster was lost ({type(error).__name__}); run the same command again") from error
         finally:
             leaderboard.now()
             gauges.now()
-    return not searcher.disk_full
+    return True
 
 
 def _searcher(book: Book, execution: Execution, leaderboard: Throttled) -> BookSearcher:
@@ -106,7 +128,7 @@ def _searcher(book: Book, execution: Execution, leaderboard: Throttled) -> BookS
         on_again=lambda trial, reason, node: execution.tell(again(trial, reason, node and node_name(node))),
         on_avoid=lambda node: execution.tell(avoided(node_name(node))),
     )
-    nodes = Nodes(nodes_by_id, execution.requests.least)
+    nodes = Nodes(nodes_by_id, execution.requests.least, is_lost)
     return BookSearcher(book, execution.folder, execution.requests, nodes, hearers, execution.max_retries)
 
 

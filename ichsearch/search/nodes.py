@@ -19,8 +19,10 @@ LEAVES_WITHIN_S: Final = 300.0
 class Nodes:
     """The nodes of a cluster as a run's trials know them; nothing is kept beyond the driver's life."""
 
-    def __init__(self, look: Callable[[], Mapping[str, Node]], request: Request) -> None:
-        self._look, self._request = look, request
+    def __init__(
+        self, look: Callable[[], Mapping[str, Node]], request: Request, is_lost: Callable[[str], bool]
+    ) -> None:
+        self._look, self._request, self.is_lost = look, request, is_lost
         self._crashed: dict[str, set[str]] = defaultdict(set)
         self._leaves_by_s: dict[str, float] = {}
 
@@ -39,7 +41,7 @@ class Nodes:
         return leaves or len(self._crashed.get(node, ())) >= CRASHES
 
     def leaves(self, node: str) -> None:
-        """Know that a node was given notice."""
+        """Know that a node was given notice, or has gone already though Ray does not know it yet."""
         self._leaves_by_s[node] = time.monotonic() + LEAVES_WITHIN_S
 
     def finished(self, node: str) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 import ray
 
-from ichsearch.search.resources import draining_nodes
+from ichsearch.shards.nodes import draining_nodes
 
 LOOK_EVERY_S: Final = 2.0
 """Ray is asked so often; clouds give thirty seconds or more."""

@@ -13,6 +13,7 @@ from ray._private.state import state
 
 from ichsearch.errors import ConfigError
 from ichsearch.search.sections import Resources
+from ichsearch.shards.nodes import live_nodes
 
 Request = dict[str, float]
 Node = Mapping[str, float]
@@ -48,21 +49,14 @@ class Requests:
         return min([self.whole, *self.by_backbone.values()], key=_size)
 
 
-def live_nodes() -> list[Node]:
-    """Resources of the nodes that trials can be sent to now."""
+def resources_of_nodes() -> list[Node]:
+    """Of the nodes that trials can be sent to now."""
     return list(nodes_by_id().values())
 
 
 def nodes_by_id() -> dict[str, Node]:
     """Likewise, by Ray's ids."""
-    draining = draining_nodes()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
-    return {node["NodeID"]: node["Resources"] for node in nodes}
-
-
-def draining_nodes() -> set[str]:
-    """Nodes that Ray was told to empty, as an autoscaler does before it ends them: Ray starts nothing there."""
-    return set(state.get_draining_nodes())
+    return {node["NodeID"]: node["Resources"] for node in live_nodes()}
 
 
 def node_of(actor: Any) -> str | None:

@@ -25,7 +25,7 @@ from ichsearch.search.openings import read_openings
 from ichsearch.search.resolved import differences, save_space
 from ichsearch.search.resources import (
     Requests,
-    live_nodes,
+    resources_of_nodes,
     trial_request,
     trial_requests,
 )
@@ -110,7 +110,7 @@ def _search(
     slices = open_slices(shards, space.sizes()[0])
     split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed, space.split)
     watchers.tell(events.data(slices, split))
-    whole = trial_request(space.resources, live_nodes())
+    whole = trial_request(space.resources, resources_of_nodes())
     weights = start_weights(space, folder, space.backbones())
     origins = {name: start.origin for name, start in weights.items()}
     watchers.tell(events.weights(origins))
@@ -121,7 +121,7 @@ def _search(
     _keep_preprocessing(space, shards, folder)
     folder.push(folder.root)  # workers need the split and the weights
     curves = lr_stage(space, assignment, whole, watchers)
-    requests = trial_requests(space.resources, live_nodes(), seen_mb(curves), memory_mb)
+    requests = trial_requests(space.resources, resources_of_nodes(), seen_mb(curves), memory_mb)
     book = _open_book(space, folder, held, began_s, curves, origins, requests, _train_slices(slices, split))
     _run_trials(space, book, assignment, requests, watchers)
     return book.standing()
@@ -231,8 +231,8 @@ def _run_trials(space: Space, book: Book, assignment: Assignment, requests: Requ
         tell=watchers.tell,
         write_leaderboard=watchers.write_leaderboard,
     )
-    if not run_trials(book, execution):
-        raise full_disk(space, folder)
+    if full := run_trials(book, execution):
+        raise full_disk(space, full)
 
 
 def _require_a_result(folder: RunFolder, standing: Standing) -> None:

@@ -19,9 +19,10 @@ from ichsearch.files import write_text
 from ichsearch.search.book import Book, Started
 from ichsearch.search.nodes import Nodes
 from ichsearch.search.resources import Node, Request, Requests, has_room, slots
+from ichsearch.search.room import DISK_FULL, NO_ROOM, no_room
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import explain_hang, has_hung
-from ichsearch.search.worker import AWAY, BUSY, CRASHED, DISK_FULL, LEAVING, NO_ROOM, TIMED_OUT
+from ichsearch.search.worker import AWAY, BUSY, CRASHED, LEAVING, TIMED_OUT
 from ichsearch.train.trial import TrialResult, read_result
 
 NODES_EVERY_S: Final = 1.0
@@ -89,7 +90,7 @@ def _explain_death(folder: Path, reason: str, node: str | None) -> None:
 class BookSearcher(Searcher):
     """Hands out the book's trials; keeps no state that the journal does not have.
 
-    Once `disk_full` it hands out no more, and the trial that found out is not told: it goes on when there is room. What
+    Once `disk_full` says of which it hands out no more; the trial that found out goes on when there is room. What
     else goes wrong here is kept in `failure`, since Ray Tune would take it for a fault of the trial. It has `given_up`
     when the run's time is over and no node is left that could hold the trials that Ray Tune has: they may never begin.
 
@@ -105,6 +106,7 @@ class BookSearcher(Searcher):
         self._hear, self._max_retries = hearers, max_retries
         self._running: dict[str, Started] = {}
         self._places: dict[str, str] = {}
+        self._avoid: dict[str, Collection[str]] = {}
         self._told: set[str] = set()
         self._crashes = Counter[str]()
         self._crashed: list[Started] = []
@@ -113,7 +115,7 @@ class BookSearcher(Searcher):
         self._quiet_until_s = 0.0
         self._say_wait_at_s: float | None = None
         self.errors: dict[str, str] = {}
-        self.disk_full = self.given_up = False
+        self.disk_full, self.given_up = "", False
         self.failure: Exception | None = None
 
     @property
@@ -140,7 +142,7 @@ class BookSearcher(Searcher):
         if isinstance(started, Started):
             last = {self._crashed_on.get(started.record.trial, "")} & nodes.keys()
             avoid = (live.keys() - nodes.keys()) | (last if self._has_room_elsewhere(started, nodes) else set())
-            self._running[trial_id] = started
+            self._running[trial_id], self._avoid[trial_id] = started, avoid
             self._tell_start(started)
             return job_of(started, self._requests.of(started.config.backbone), avoid)
         if started is None and (self.disk_full or not self._running):
@@ -194,6 +196,24 @@ class BookSearcher(Searcher):
         here = [started for name, started in self._running.items() if self._places.get(name, "") in {"", *nodes}]
         return has_room(nodes.values(), [self._requests.of(started.config.backbone) for started in here], request)
 
+    def is_stuck(self) -> bool:
+        """Whether all that run wait for nodes that have gone meanwhile, and must not run on those that are there."""
+        if not self._running or self._places.keys() & self._running.keys():
+            return False
+        live = self._nodes.live()
+        return all(self._must_wait(started, live, self._avoid[name]) for name, started in self._running.items())
+
+    def _must_wait(self, started: Started, live: Mapping[str, Node], avoid: Collection[str]) -> bool:
+        request = self._requests.of(started.config.backbone)
+        could = {name for name, node in live.items() if slots(node, request)}
+        return bool(could) and could <= set(avoid)
+
+    def hand_back_all(self) -> None:
+        """Give the book back what runs, for another searcher to begin with."""
+        for started in self._running.values():
+            self._book.hand_back(started)
+        self._running.clear()
+
     def on_place(self, trial_id: str, node: str | None) -> None:
         """Know on which node a trial begins."""
         if node:
@@ -206,15 +226,18 @@ class BookSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the book, from the trial's own files, and from Ray only that a worker was lost."""
         started, node = self._running.pop(trial_id, None), self._places.pop(trial_id, None)
-        self._images_per_s.pop(trial_id, None)
+        for kept in (self._avoid, self._images_per_s):
+            kept.pop(trial_id, None)
         self._quiet_until_s = 0.0
         if started is None:
             return
         try:
             self._tell(started, node, self.errors.pop(trial_id, "") if error else None, result or {})
         except OSError as problem:
-            self.disk_full = problem.errno in DISK_FULL
-            self.failure = None if self.disk_full else problem
+            if problem.errno in DISK_FULL:
+                self.disk_full = no_room(self._folder)
+            else:
+                self.failure = problem
         except Exception as problem:  # noqa: BLE001 - whatever it is, the run ends with it: see the class
             self.failure = problem
 
@@ -229,8 +252,8 @@ class BookSearcher(Searcher):
             return
         reason = _reason_of(folder, error, result)
         again = self._why_again(started, node, reason) if error is not None and reason != TIMED_OUT else ""
-        if reason == NO_ROOM:
-            self.disk_full = True
+        if reason.startswith(NO_ROOM):
+            self.disk_full = reason
         elif reason == AWAY:
             raise StorageError(f"the store of {self._folder} did not answer a worker; run the same command again")
         elif reason == BUSY:
@@ -244,7 +267,7 @@ class BookSearcher(Searcher):
             self._hear.on_end(started, None, reason)
 
     def _run_again(self, started: Started, node: str | None, reason: str) -> None:
-        if node and reason == LEAVING:
+        if node and reason in (LEAVING, NODE_LOST):
             self._nodes.leaves(node)
         if reason not in (LEAVING, NODE_LOST) and self._could_run_elsewhere(started, node):
             self._crashed.append(started)
@@ -258,7 +281,7 @@ class BookSearcher(Searcher):
         The loss of a node says nothing of it, and a crash on a node where all crash neither.
         """
         name = started.record.trial
-        if node and node not in self._nodes.live():
+        if node and self._nodes.is_lost(node):
             return NODE_LOST
         if node:
             self._crashed_on[name] = node

@@ -3,16 +3,16 @@
 In: a space, shards, a run folder, an open Ray session. Out: what workers must know, and files in the run folder.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ichsearch.errors import ClusterError
 from ichsearch.files import read_json
 from ichsearch.model.weights import StartWeights, obtain_weights
 from ichsearch.search import events
@@ -21,6 +21,7 @@ from ichsearch.search.resources import Request, as_ray_options, of_one_process, 
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.space import Space
 from ichsearch.search.worker import Assignment, find_curve, gpu_memory_mb, warm_cache
+from ichsearch.shards.nodes import is_lost, live_nodes
 from ichsearch.shards.preprocess import Progress
 from ichsearch.shards.ray_session import fan_out
 from ichsearch.train.config import InputConfig
@@ -56,19 +57,27 @@ def assignment_of(
 
 
 def warm_nodes(sizes: Iterable[int], shards: str | Path, whole: Request) -> float | None:
-    """Decode the slices at these sizes on every node that can run a trial; memory of the smallest GPU, in 1e6 bytes."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and slots(node["Resources"], whole)]
+    """Decode the slices at these sizes on every node that can run a trial; memory of the smallest GPU, in 1e6 bytes.
+
+    A node that goes meanwhile is left out.
+    """
+    nodes = [node for node in live_nodes() if slots(node["Resources"], whole)]
     wanted = list(sizes)
     with ThreadPoolExecutor(max(1, len(nodes))) as pool:  # all nodes at once: a large set takes each of them minutes
         found = pool.map(lambda node: _warm_node(node, wanted, shards), nodes)
         return min((size for of_node in found for size in of_node), default=None)
 
 
-def _warm_node(node: dict[str, Any], sizes: Iterable[int], shards: str | Path) -> list[float]:
+def _warm_node(node: Mapping[str, Any], sizes: Iterable[int], shards: str | Path) -> list[float]:
     here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    list(fan_out(warm_cache, sizes, shards, scheduling_strategy=here))
     gpus = range(int(node["Resources"].get("GPU", 0.0)))
-    return [size for size in fan_out(gpu_memory_mb, gpus, scheduling_strategy=here) if size]
+    try:
+        list(fan_out(warm_cache, sizes, shards, scheduling_strategy=here))
+        return [size for size in fan_out(gpu_memory_mb, gpus, scheduling_strategy=here) if size]
+    except ClusterError:
+        if is_lost(node["NodeID"]):
+            return []
+        raise
 
 
 def curves_of(folder: RunFolder, configs: Iterable[InputConfig]) -> Curves:

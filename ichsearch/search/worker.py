@@ -3,7 +3,6 @@
 In: paths and configurations. Out: files in the run folder.
 """
 
-import errno
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ichsearch.files import read_json, write_json, write_text
 from ichsearch.search.node_folder import on_node
 from ichsearch.search.notice import notices
 from ichsearch.search.processes import TrialJob, place_of, train
+from ichsearch.search.room import DISK_FULL, no_room
 from ichsearch.search.run_folder import RunFolder
 from ichsearch.search.watchdog import LEAST_GRACE_S, ended_when_hung, hangs_after_s, has_hung
 from ichsearch.train.config import InputConfig, TrialConfig, TrialFailedError, TrialStoppedError
@@ -26,13 +26,11 @@ from ichsearch.train.lr_finder import FALLBACK_LR, LrCurve, find_lr
 from ichsearch.train.trainer import MustStop
 from ichsearch.train.trial import TrialResult
 
-DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 CHECKPOINT_EVERY_S: Final = 300.0
 """Within epochs too: those of a large cohort take hours."""
-NO_ROOM: Final = "disk full"
-"""The reason of a trial that says nothing about its configuration: it is run again when there is room."""
 BUSY: Final = "folder busy"
-"""Likewise: the worker of a dead driver, or one that Ray has given up, is still at work on the trial."""
+"""The reason of a trial that says nothing about its configuration, and is run again: the worker of a dead driver, or
+one that Ray has given up, is still at work on it."""
 LEAVING: Final = "node leaves"
 """Likewise: the node is about to go. The trial has written a checkpoint, and goes on elsewhere."""
 AWAY: Final = "store away"
@@ -138,6 +136,10 @@ def outcome_on_node(
             return attempted(folder)
     except (AlreadyRunningError, StorageError) as error:
         return {"reason": BUSY if isinstance(error, AlreadyRunningError) else AWAY}
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            return {"reason": no_room(run)}
+        raise
 
 
 def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def attempt(folder: Path, assignment: Assignment, run: Callable[[], TrialResult]
         return {"reason": next(reason for kind, reason in SAYS_NOTHING.items() if isinstance(error, kind))}
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            return {"reason": NO_ROOM}
+            return {"reason": no_room(assignment.folder)}
         _keep_error(folder / "error.txt", error)
         raise
     finally:

@@ -5,10 +5,12 @@ In: an open Ray session. Out: answers of every live node; `ClusterError` naming 
 
 import importlib
 import platform
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -17,6 +19,7 @@ from ichsearch.errors import ClusterError
 
 ANSWER_S: Final = 120.0
 """A node that is asked for the first time starts a worker."""
+CONNECT_S: Final = 2.0
 
 
 class Versions(NamedTuple):
@@ -43,14 +46,41 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 def live_nodes() -> list[Mapping[str, Any]]:
-    """Ray's record of each node that is alive now."""
-    return [node for node in ray.nodes() if node["Alive"]]
+    """Ray's record of each node that is alive now and is not about to go."""
+    draining = draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
+
+
+def draining_nodes() -> set[str]:
+    """Nodes that Ray was told to empty, as an autoscaler does before it ends them: Ray starts nothing there."""
+    return set(state.get_draining_nodes())
+
+
+def is_lost(node: str) -> bool:
+    """Whether a node, given by Ray's id, has gone or is about to; Ray takes a lost one for alive for some seconds more.
+
+    Where Ray's process of the node has ended nothing listens; where the whole machine has, nothing answers.
+    """
+    known = next((record for record in live_nodes() if record["NodeID"] == node), None)
+    if known is None:
+        return True
+    try:
+        socket.create_connection((known["NodeManagerAddress"], known["NodeManagerPort"]), timeout=CONNECT_S).close()
+    except OSError:
+        return True
+    return False
 
 
 def ask_nodes(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-    """The answers of `function(*arguments)` from each live node, by the node's name; of one that cannot, the error."""
-    asked = {name_of(node): send(node, function, *arguments) for node in live_nodes()}
-    return {name: answer(reference) for name, reference in asked.items()}
+    """The answers of `function(*arguments)` from each live node, by the node's name; of one that cannot, the error.
+
+    A node that goes meanwhile is left out.
+    """
+    asked = [(node, send(node, function, *arguments)) for node in live_nodes()]
+    found = [(node, answer(reference)) for node, reference in asked]
+    return {
+        name_of(node): value for node, value in found if not (isinstance(value, RayError) and is_lost(node["NodeID"]))
+    }
 
 
 def send(node: Mapping[str, Any], function: Callable[..., Any], *arguments: Any) -> Any:

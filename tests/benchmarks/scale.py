@@ -252,7 +252,7 @@ def _searcher_only(trials: int) -> Figures:
 def _told(book: Book, folder: RunFolder, until: int, part: int) -> list[Figures]:
     """Tell trials until so many have finished, on 48 slots, in the order in which they began; figures of each part."""
     live = {f"node{number}": {"CPU": 8.0, "GPU": 8.0} for number in range(6)}
-    searcher = BookSearcher(book, folder, ONE_GPU, Nodes(lambda: live, ONE_GPU.least), _nobody(), 0)
+    searcher = BookSearcher(book, folder, ONE_GPU, Nodes(lambda: live, ONE_GPU.least, lambda node: False), _nobody(), 0)
     running: list[tuple[str, dict[str, Any]]] = []
     asked, ended = 0, book.standing().finished
     parts, part_s = list[Figures](), time.process_time()
