@@ -209,6 +209,18 @@ def test_a_streamed_set_takes_no_room_for_pixels(shards: Path, cache: Path, monk
     assert sum(file.stat().st_size for file in cache.rglob("*")) < 72 * BYTES_A_SLICE
 
 
+def test_what_nobody_reads_is_not_decoded_until_somebody_does(shards: Path, cache: Path, rows: list[Row]) -> None:
+    described = open_slices(shards, SIZE, cache, decode=False)
+    assert not list(cache.rglob("hu.npy"))
+    whole = open_slices(shards, SIZE, cache)
+    assert len(list(cache.rglob("hu.npy"))) == 1
+    assert described.table.equals(whole.table)
+    np.testing.assert_array_equal(described.hist_breaks, whole.hist_breaks)
+    assert (described.fingerprint, described.registered) == (whole.fingerprint, whole.registered)
+    assert (described.streams, whole.streams) == (False, False), "there is room for them"
+    np.testing.assert_array_equal(open_slices(shards, SIZE, cache, decode=False).hu, as_slice_set(rows, SIZE).hu)
+
+
 def test_a_quota_that_was_raised_ends_the_streaming(shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "100000")
     assert open_slices(shards, SIZE, cache).streams

@@ -315,6 +315,17 @@ def test_shards_of_a_store_are_decoded_like_local_ones(shards: str, tmp_path: Pa
     assert not list(cache.glob("*-shards/shard-*")), "decoded, they need no room here"
 
 
+def test_a_driver_needs_no_room_for_shards_of_a_store(
+    shards: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = open_slices(tmp_path / "shards", SIZE, tmp_path / "own")
+    monkeypatch.setenv("ICHSEARCH_CACHE_BYTES", "1000")
+    found = open_slices(local_shards(shards), SIZE, decode=False)
+    assert found.table.equals(expected.table)
+    assert found.streams, "the trials of this node would have to"
+    assert not list(cache.glob("*-shards/shard-*"))
+
+
 def test_shards_of_a_store_that_do_not_fit_are_streamed_from_copies(
     shards: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

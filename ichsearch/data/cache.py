@@ -2,7 +2,8 @@
 
 In: a folder of shards and an image size. Out: a `SliceSet`. The cache entry is built under a lock that the kernel
 releases when its builder dies, appears by one rename, and the least recently used entries make room for it. Of a data
-set beyond the cache's quota the entry has no pixels: they are streamed from the shards.
+set beyond the cache's quota, or whose pixels nobody on this node reads, the entry has none: who wants some streams them
+from the shards.
 """
 
 import fcntl
@@ -43,6 +44,7 @@ class SliceSet:
         fingerprint: of the shards' manifest.
         registered: whether the slices of a series share one crop box, so that a pixel is one place in all of them.
         hist_breaks: rising int16 HU, the break points of the channel `hist`.
+        streams: whether they do not fit the node's cache, so that they are decoded anew in every epoch.
     """
 
     hu: npt.NDArray[np.int16] | SliceStream
@@ -50,11 +52,7 @@ class SliceSet:
     fingerprint: str
     registered: bool
     hist_breaks: npt.NDArray[np.int16]
-
-    @property
-    def streams(self) -> bool:
-        """Whether the pixels are decoded anew in every epoch."""
-        return isinstance(self.hu, SliceStream)
+    streams: bool = False
 
     @property
     def labels(self) -> npt.NDArray[np.float32]:
@@ -118,11 +116,11 @@ def local_shards(location: str | Path, cache: Path | None = None) -> Path:
     return copy
 
 
-def open_slices(shards: Path, size: int, cache: Path | None = None) -> SliceSet:
+def open_slices(shards: Path, size: int, cache: Path | None = None, *, decode: bool = True) -> SliceSet:
     """The slices of `shards` at (size, size), decoded now unless this node's cache holds them.
 
     Slices smaller than stored are made by area averaging. Slices that do not fit into the cache's quota are streamed:
-    see `SliceSet.streams`.
+    see `SliceSet.streams`. So are those that are not to `decode`: a driver reads no pixels, and may be on a small node.
 
     Raises:
         DataError: the shards are damaged or incomplete.
@@ -134,7 +132,7 @@ def open_slices(shards: Path, size: int, cache: Path | None = None) -> SliceSet:
             f"size must be at most the shards' {manifest.settings.size} px, but is {size}; "
             f"preprocess with --size {size} or choose a smaller one"
         )
-    place = _Place(shards, manifest, size, cache or cache_folder())
+    place = _Place(shards, manifest, size, cache or cache_folder(), decode)
     try:
         return _load(place)
     except FileNotFoundError:  # not built yet, or evicted a moment ago
@@ -154,6 +152,7 @@ class _Place:
     manifest: Manifest
     size: int
     cache: Path
+    decode: bool
 
     @property
     def mapped(self) -> Path:
@@ -171,6 +170,10 @@ class _Place:
     def fits(self) -> bool:
         return self.n_bytes <= _quota(self.cache)
 
+    @property
+    def has_pixels(self) -> bool:
+        return self.decode and self.fits
+
     def stream(self) -> SliceStream:
         return SliceStream(self.shards, self.manifest, self.size)
 
@@ -180,7 +183,7 @@ def _load(place: _Place) -> SliceSet:
     try:
         return _loaded(place, place.mapped, np.load(place.mapped / PIXELS, mmap_mode="r"))
     except FileNotFoundError:
-        if place.fits:
+        if place.has_pixels:
             raise
     return _loaded(place, place.streamed, place.stream())
 
@@ -189,7 +192,8 @@ def _loaded(place: _Place, entry: Path, hu: npt.NDArray[np.int16] | SliceStream)
     table = pq.read_table(entry / TABLE).to_pandas()
     breaks = np.load(entry / BREAKS)
     os.utime(entry)
-    return SliceSet(hu, table, place.manifest.fingerprint, place.manifest.settings.crop == "series", breaks)
+    registered, streams = place.manifest.settings.crop == "series", isinstance(hu, SliceStream) and not place.fits
+    return SliceSet(hu, table, place.manifest.fingerprint, registered, breaks, streams)
 
 
 @contextmanager
@@ -204,7 +208,7 @@ def _build(place: _Place) -> None:
     """Build the entry under the lock, whose holder is the only living builder."""
     for dead in place.cache.glob(".*.aside"):
         shutil.rmtree(dead)
-    entry = place.mapped if place.fits else place.streamed
+    entry = place.mapped if place.has_pixels else place.streamed
     if entry.exists():  # parts of an entry
         _remove(entry)
     aside = _aside(entry)
@@ -214,10 +218,10 @@ def _build(place: _Place) -> None:
         aside.mkdir()
         build_mapped(aside, place.shards, place.manifest, place.size)
     else:
-        if is_copy(place.shards):
+        if place.decode and is_copy(place.shards):
             _make_room_for_copy(place)
         aside.mkdir()
-        build_streamed(aside, place.stream())
+        build_streamed(aside, place.stream(), keep_copies=place.decode)
     aside.rename(entry)
 
 

@@ -54,10 +54,16 @@ def build_mapped(aside: Path, shards: Path, manifest: Manifest, size: int) -> No
     _write_rest(aside, pa.concat_tables(tables), hu[_sample(slices)])
 
 
-def build_streamed(aside: Path, stream: SliceStream) -> None:
-    """Gather to `aside`, an empty folder, all but the pixels; errors as above."""
-    sample = np.concatenate([stream.read(row, row + 1) for row in _sample(len(stream)).tolist()])
-    _write_rest(aside, stream.metadata(), sample)
+def build_streamed(aside: Path, stream: SliceStream, *, keep_copies: bool) -> None:
+    """Gather to `aside`, an empty folder, all but the pixels, shard by shard; errors as above."""
+    sampled = _sample(len(stream))
+    tables, sample = list[pa.Table](), list[npt.NDArray[np.int16]]()
+    for part in stream.parts:
+        tables.append(stream.metadata(part))
+        sample += [stream.read(row, row + 1) for row in sampled.tolist() if part.start <= row < part.stop]
+        if not keep_copies:
+            drop(part.path)
+    _write_rest(aside, pa.concat_tables(tables), np.concatenate(sample))
 
 
 def _sample(slices: int) -> npt.NDArray[np.int64]:

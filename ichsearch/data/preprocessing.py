@@ -29,5 +29,5 @@ class Preprocessing(BaseModel):
 def preprocessing_of(shards: Path, hist_sizes: Iterable[int] = ()) -> Preprocessing:
     """How the slices of `shards` were made; `hist_sizes` are the image sizes that models with channels: hist see."""
     settings = read_manifest(shards).settings
-    breaks = {size: open_slices(shards, size).hist_breaks.tolist() for size in hist_sizes}
+    breaks = {size: open_slices(shards, size, decode=False).hist_breaks.tolist() for size in hist_sizes}
     return Preprocessing(size=settings.size, crop=settings.crop, hist_breaks=breaks, key_id=settings.key_id)

@@ -6,7 +6,7 @@ in which they do. What is held is one window: a few runs of consecutive row grou
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,15 @@ RUN_GROUPS: Final = 8
 
 Int16Images = npt.NDArray[np.int16]
 Rows = npt.NDArray[np.int64]
+
+
+class Part(NamedTuple):
+    """A shard, and which rows of the data set are in it."""
+
+    number: int
+    path: Path
+    start: int
+    stop: int
 
 
 class SliceStream:
@@ -99,10 +108,18 @@ class SliceStream:
         skipped = max(0, start - low)
         return decoded(batch.slice(skipped, min(slices, stop - low) - skipped), self._stored, self.shape[-1])
 
-    def metadata(self) -> pa.Table:
-        """The N rows without their images."""
-        names = metadata_schema(self._stored).names
-        return pa.concat_tables([self._open(number).read(columns=names) for number in range(len(self._shards))])
+    @property
+    def parts(self) -> list[Part]:
+        """The shards, in order."""
+        ends = np.cumsum([shard.slices for shard in self._shards]).tolist()
+        return [
+            Part(number, self._folder / shard.file, end - shard.slices, end)
+            for number, (shard, end) in enumerate(zip(self._shards, ends, strict=True))
+        ]
+
+    def metadata(self, part: Part) -> pa.Table:
+        """The rows of a shard without their images."""
+        return self._open(part.number).read(columns=metadata_schema(self._stored).names)
 
     def _open(self, number: int) -> pq.ParquetFile:
         """A shard, its SHA-256 checked by whoever is first to use it in this process; its pages always are."""

@@ -123,7 +123,7 @@ def _require_finished(folder: RunFolder, space: Space) -> None:
 
 
 def _refuse_other_data(folder: RunFolder, space: Space, data: str | Path) -> None:
-    slices = open_slices(local_shards(data), space.sizes()[0])
+    slices = open_slices(local_shards(data), space.sizes()[0], decode=False)
     if Split.model_validate(read_json(folder.split)).fingerprint != slices.fingerprint:
         raise ConfigError(f"--data must be the shards of the run, but {folder} was made on others; name those")
 

@@ -106,11 +106,11 @@ def run_search(
 def _search(
     space: Space, location: str | Path, folder: RunFolder, held: Held, began_s: float, watchers: Watchers
 ) -> Standing:
+    whole = trial_request(space.resources, resources_of_nodes())
     shards = local_shards(location)
-    slices = open_slices(shards, space.sizes()[0])
+    slices = open_slices(shards, space.sizes()[0], decode=False)
     split = open_split(folder.split, slices.table, slices.fingerprint, space.split_seed, space.split)
     watchers.tell(events.data(slices, split))
-    whole = trial_request(space.resources, resources_of_nodes())
     weights = start_weights(space, folder, space.backbones())
     origins = {name: start.origin for name, start in weights.items()}
     watchers.tell(events.weights(origins))
@@ -174,7 +174,7 @@ def _refuse_unusable(data: str | Path | None, space: Space, folder: RunFolder) -
         if known and folder.phantom_shards is None:
             raise ConfigError(f"{folder} is a run on data of your own; name them again with --data")
         return
-    slices = open_slices(local_shards(data), max(space.sizes()))
+    slices = open_slices(local_shards(data), max(space.sizes()), decode=False)
     if "neighbours" in space.channels():
         slices.require_registered()
     if known:
