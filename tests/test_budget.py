@@ -116,6 +116,18 @@ def restarting(**settings: Any) -> Space:
     return make_space(trials=100, promotion={"eta": 3, "child": "restart"}, **settings)
 
 
+def test_a_trial_has_its_spaces_limit_or_twenty_times_what_it_should_take(tmp_path: Path) -> None:
+    book = open_book(tmp_path / "a", plain_space(trial_limit=90))
+    assert book.limit_s(next_of(book)) == 90
+    book = open_book(tmp_path / "b", plain_space())
+    first = next_of(book)
+    assert book.limit_s(first) == float("inf"), "nothing is known of any like it"
+    book.tell_finished(first, result(0.5, seconds=3600.0, epochs=first.config.epochs))
+    assert book.limit_s(next_of(book)) == 20 * 3600
+    hasty = open_book(tmp_path / "c", plain_space(), images_per_s=lambda config: 1e6, train_slices=10)
+    assert hasty.limit_s(next_of(hasty)) == 2 * 3600, "a node may have to decode its slices first"
+
+
 @pytest.mark.parametrize("time_s", [15, 45, 131, 200, 500])
 def test_a_run_keeps_to_its_time_and_ends_at_full_length_if_it_can(tmp_path: Path, clock: Clock, time_s: int) -> None:
     book = open_book(tmp_path, restarting(time=time_s))

@@ -9,7 +9,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -61,14 +60,20 @@ class Chaos:
     def strike(self, kind: str) -> None:
         """Do one thing to the search, some time after it runs; one that has ended meanwhile is left alone."""
         until_s = time.monotonic() + float(self._random.uniform(0.2, 2.0))
-        self.driver.wait_for(lambda: time.monotonic() > until_s and any(self._cluster.workers()))
-        self.note_finished()
-        found = list(self._cluster.workers())
-        if self.driver.process.poll() is None and found:
-            node, pid, _ = found[int(self._random.integers(len(found)))]
-            with suppress(ProcessLookupError):
-                self._do(kind, node, pid)
+        while self.driver.wait_for(lambda: time.monotonic() > until_s and any(self._cluster.workers())):
+            self.note_finished()
+            found = list(self._cluster.workers())
+            if found and self._lands(kind, *found[int(self._random.integers(len(found)))]):
                 self.faults[kind] += 1
+                return
+
+    def _lands(self, kind: str, node: Node, pid: int, _: str) -> bool:
+        """Do it; False if the process that it is done to has just ended by itself."""
+        try:
+            self._do(kind, node, pid)
+        except ProcessLookupError:
+            return False
+        return True
 
     def _do(self, kind: str, node: Node, pid: int) -> None:
         match kind:

@@ -77,6 +77,12 @@ class Standing:
         return REASONS[self.done]
 
 
+LIMIT: Final = 20.0
+"""Of what trials like it took, or the LR finder's speed promises: however busy a machine is, a longer trial hangs."""
+LEAST_LIMIT_S: Final = 2 * 3600.0
+"""A node may have to decode its slices first."""
+
+
 class Book:
     """Decides, and tells the journal; every step is in the journal before it is acted on."""
 
@@ -238,6 +244,13 @@ class Book:
         self._history.end(started.record.trial, None)
         self._device_s += seconds * self._budget.devices_of(started.config)
         self._keeper.sweep(self._history, self._left().trials)
+
+    def limit_s(self, started: Started) -> float:
+        """After how many seconds a trial is to end: the space's limit; else when it can only hang, inf if unknown."""
+        if self._space.trial_limit_s is not None:
+            return self._space.trial_limit_s
+        expected_s = self._costs.seconds(started.config, [_own_step(started.config)])
+        return float("inf") if expected_s is None else max(LEAST_LIMIT_S, LIMIT * expected_s)
 
     def hand_back(self, started: Started) -> None:
         """Take back a trial that could not run, and of which nothing was learnt: it is the next to be handed out."""

@@ -51,8 +51,10 @@ class Hearers:
     on_avoid: Callable[[str], None]
 
 
-def job_of(started: Started, request: Request, avoid: Collection[str] = ()) -> dict[str, Any]:
-    """What Ray Tune hands to a worker for one trial, which no node of `avoid` gets."""
+def job_of(
+    started: Started, request: Request, avoid: Collection[str] = (), limit_s: float = math.inf
+) -> dict[str, Any]:
+    """What Ray Tune hands to a worker for one trial, which no node of `avoid` gets, and which ends at its limit."""
     record, config = started.record, started.config
     return {
         "trial": record.trial,
@@ -61,6 +63,7 @@ def job_of(started: Started, request: Request, avoid: Collection[str] = ()) -> d
         "parent": record.parent,
         "threads": int(request["CPU"]),
         "avoid": sorted(avoid),
+        "limit_s": limit_s,
     }
 
 
@@ -144,7 +147,7 @@ class BookSearcher(Searcher):
             avoid = (live.keys() - nodes.keys()) | (last if self._has_room_elsewhere(started, nodes) else set())
             self._running[trial_id], self._avoid[trial_id] = started, avoid
             self._tell_start(started)
-            return job_of(started, self._requests.of(started.config.backbone), avoid)
+            return job_of(started, self._requests.of(started.config.backbone), avoid, self._book.limit_s(started))
         if started is None and (self.disk_full or not self._running):
             return Searcher.FINISHED  # type: ignore[return-value]  # Ray's own annotation leaves it out
         self._quiet_until_s = math.inf if self._running else time.monotonic() + NODES_EVERY_S

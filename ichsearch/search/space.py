@@ -61,7 +61,11 @@ class Space(Section):
     epochs: int = Field(6, ge=1, le=1000, description="of a trial of full length")
     time_s: Duration | None = Field(None, alias="time", description="wall clock of the run: 90s, 20m, 8h, 1d, seconds")
     device_hours: Annotated[float, Field(gt=0, le=1e7)] | None = Field(None, description="summed over all trials")
-    trial_limit_s: Duration | None = Field(None, alias="trial_limit", description="a longer trial is ended")
+    trial_limit_s: Duration | None = Field(
+        None,
+        alias="trial_limit",
+        description="a longer trial is ended; default: 20 times what its like took, 2 h at least",
+    )
     promotion: Promotion = Promotion()
     keep: Keep = Keep()
     seed: int = Field(0, ge=0, le=2**31 - 1)

@@ -117,6 +117,7 @@ def _outcome(job: dict[str, Any], assignment: Assignment) -> dict[str, Any]:
     Raises:
         Exception: what Ray Tune takes for a crash, and has tried again.
     """
+    assignment = assignment._replace(limit_s=min(assignment.limit_s, job["limit_s"]))
     run, weights = assignment.folder, assignment.weights[job["config"]["backbone"]]
     parent = run.trial(job["parent"]) if job["parent"] else None
 

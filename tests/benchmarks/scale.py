@@ -1,6 +1,6 @@
 """How the search scales with the cluster and with its trials; on demand, no test.
 
-    python tests/benchmarks/scale.py [--slots 1 4 16 48] [--trials-a-slot 20] [--trial-s 5]
+    python tests/benchmarks/scale.py [--slots 1 4 16 48] [--trials-a-slot 42] [--trial-s 5]
     python tests/benchmarks/scale.py --searcher-only 10000
 
 In: clusters that Ray simulates on this machine, nodes of up to eight logical GPUs, and trials that sleep; they go
@@ -85,7 +85,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How the search scales with the cluster and with its trials.")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16, 48], help="logical GPUs of each cluster")
-    parser.add_argument("--trials-a-slot", type=int, default=20)
+    parser.add_argument("--trials-a-slot", type=int, default=42)
     parser.add_argument("--trial-s", type=float, default=5.0, help="what a trial sleeps")
     parser.add_argument(
         "--searcher-only", type=int, default=0, metavar="TRIALS", help="no Ray: so many trials are told"
