@@ -47,6 +47,15 @@ def test_the_tree_names_every_file_once() -> None:
     assert sorted(listed) == sorted(files)
 
 
+def test_every_fault_names_tests_that_there_are() -> None:
+    rows = README.split("### What a run outlives")[1].split("\n## ")[0].splitlines()
+    named = [pair for row in rows for pair in re.findall(r"`(\w+)`: `(\w+)`", row)]
+    assert len(named) > 20
+    for file, test in named:
+        text = (ROOT / "tests" / f"test_{file}.py").read_text()
+        assert f"\ndef test_{test}(" in text, f"{file}: {test}"
+
+
 def test_the_test_command_is_what_ci_runs() -> None:
     assert ".venv/bin/pytest" in block("test command")
     assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text()

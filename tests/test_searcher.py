@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray import tune
 from slice_sets import make_rows, write_shards
 from spaces import write_space
@@ -293,6 +294,29 @@ def test_a_run_whose_nodes_have_gone_ends_with_its_time(
     assert 2 < time.monotonic() - began_s < 30
     assert book.standing().done == "time"
     assert reasons(tmp_path) == dict.fromkeys(["0000"][:left_after], "running"), "the next start goes on with it"
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_trial_that_waits_for_a_node_that_has_gone_runs_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It crashes here, where there seems to be another node, which is gone some seconds later."""
+    here, crashed = ray.get_runtime_context().get_node_id(), tmp_path / "crashed"
+
+    def look() -> dict[str, dict[str, float]]:
+        there = not crashed.is_file() or time.time() - crashed.stat().st_mtime < 4
+        return {here: {"CPU": 2.0}} | ({"another": {"CPU": 2.0}} if there else {})
+
+    def crash_once(_: dict[str, Any]) -> None:
+        if not crashed.is_file():
+            crashed.touch()
+            os._exit(1)
+
+    monkeypatch.setattr(execution, "nodes_by_id", look)
+    told = run(tmp_path, open_book(tmp_path, 1), finishing(tmp_path, crash_once))
+    assert reasons(tmp_path) == {"0000": "finished"}
+    assert [event.kind for event in told] == ["started", "again", "finished"]
+    assert time.time() - crashed.stat().st_mtime > 4
 
 
 def test_a_trial_whose_folder_another_process_holds_is_run_again(tmp_path: Path) -> None:

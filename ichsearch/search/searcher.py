@@ -216,6 +216,7 @@ class BookSearcher(Searcher):
         for started in self._running.values():
             self._book.hand_back(started)
         self._running.clear()
+        self._quiet_until_s = 0.0
 
     def on_place(self, trial_id: str, node: str | None) -> None:
         """Know on which node a trial begins."""
