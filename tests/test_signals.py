@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ from searches import SPACE, is_running, one_by_one, private_ray, results, write_
 from spaces import write_space
 
 from ichsearch import cli_signals
+from ichsearch.shards.ray_session import _signals_kept
 
 SOON_S: Final = 10.0
 """Within which a command must have ended; a machine that does much else is allowed twice as much."""
@@ -152,6 +153,7 @@ def test_a_process_that_hangs_while_it_ends_is_ended_with_the_signals_code() -> 
     code = """
 import signal, sys, time
 from ichsearch import cli_signals
+from ichsearch.shards.ray_session import _signals_kept
 cli_signals.GRACE_S = 0.3
 sys.argv = ["ichsearch", "run", "--out", "my run"]
 with cli_signals.stopped_by_signals():
@@ -165,6 +167,30 @@ with cli_signals.stopped_by_signals():
     assert done.returncode == 143
     assert done.stderr.endswith("To go on:\n  ichsearch run --out 'my run'\n")
     assert cli_signals.GRACE_S < SOON_S
+
+
+class Clumsy:
+    """As what Python does at a fork or in a destructor: an exception in it is printed and forgotten."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what it is about
+@pytest.mark.parametrize("act", [Clumsy, lambda: signal.raise_signal(signal.SIGTERM)], ids=["forgotten", "raised"])
+def test_sigterm_is_not_lost_while_ray_answers_it_in_its_way(act: Callable[[], object]) -> None:
+    heard = list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))  # noqa: ARG005
+    try:
+        with _signals_kept():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # noqa: ARG005 - as Ray does
+            act()
+        assert heard == [signal.SIGTERM]
+        with pytest.raises(SystemExit), _signals_kept():
+            sys.exit(1)
+        assert heard == [signal.SIGTERM], "that was none"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_handlers_are_put_back_when_nothing_happened() -> None:

@@ -83,21 +83,38 @@ def _connect(chosen: Address) -> str:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, which Ray replaces by its own when it starts."""
+    """Keep this process's answer to SIGTERM, which Ray replaces by its own, a `SystemExit`, when it starts.
+
+    That is lost where Python ignores exceptions, as in what it does at a fork: a pipe keeps the signal's number.
+    """
     before = signal.getsignal(signal.SIGTERM)
     if before is None or threading.current_thread() is not threading.main_thread():
         yield
         return
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(write)
     try:
         yield
-    except SystemExit as end:
-        if end.code != signal.SIGTERM:
+    except SystemExit:
+        if signal.SIGTERM not in (heard := _heard(read)):
             raise
-        signal.signal(signal.SIGTERM, before)  # Ray's answer: ours follows
-        signal.raise_signal(signal.SIGTERM)
-        raise
+    else:
+        heard = _heard(read)
     finally:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, before)
+        for end in (read, write):
+            os.close(end)
+    if signal.SIGTERM in heard:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _heard(read: int) -> bytes:
+    """The numbers of the signals that have come."""
+    try:
+        return os.read(read, 1 << 10)
+    except BlockingIOError:
+        return b""
 
 
 def _explained(chosen: Address, error: Exception) -> ClusterError:
