@@ -180,10 +180,10 @@ class Clumsy:
 @pytest.mark.parametrize("act", [Clumsy, lambda: signal.raise_signal(signal.SIGTERM)], ids=["forgotten", "raised"])
 def test_sigterm_is_not_lost_while_ray_answers_it_in_its_way(act: Callable[[], object]) -> None:
     heard = list[int]()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))  # noqa: ARG005
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
         with _signals_kept():
-            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # noqa: ARG005 - as Ray does
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # as Ray's
             act()
         assert heard == [signal.SIGTERM]
         with pytest.raises(SystemExit), _signals_kept():
