@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import grpc
 from ray._private import services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
 from ichsearch.errors import ClusterError
 
@@ -121,7 +122,7 @@ def _asks_for_token(where: str) -> bool:
     """Whether the cluster refuses a call without a token; ClusterError if what listens there is none."""
     if os.environ.get("RAY_USE_TLS", "0") == "1":  # its certificates are Ray's business
         return False
-    with grpc.insecure_channel(where) as channel:
+    with grpc.insecure_channel(where, options=GLOBAL_GRPC_OPTIONS) as channel:  # as Ray's own: through no proxy
         try:
             channel.unary_unary(CLUSTER_ID)(b"", timeout=ANSWER_SECONDS)
         except grpc.RpcError as error:
@@ -169,9 +170,10 @@ def is_loopback(dashboard: str) -> bool:
 
 
 def is_open(dashboard: str) -> bool:
-    """Whether a dashboard at host:port answers anybody, without a token."""
+    """Whether a dashboard at host:port answers anybody, without a token; through no proxy, which may not reach it."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"http://{dashboard}/api/version", timeout=ANSWER_SECONDS) as answer:
+        with opener.open(f"http://{dashboard}/api/version", timeout=ANSWER_SECONDS) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
