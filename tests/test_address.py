@@ -117,6 +117,27 @@ def test_a_token_is_written_for_its_owner_alone_and_kept(tmp_path: Path, monkeyp
     assert token.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_token_is_whole_as_soon_as_it_is_there_and_an_empty_one_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "auth_token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("secrets.token_hex", raise_interrupt)
+        provide_token()
+    assert not list(tmp_path.iterdir())
+    token.touch()
+    provide_token()
+    assert len(token.read_text()) == 64
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["auth_token"]
+
+
+def raise_interrupt(*_: object) -> str:
+    raise KeyboardInterrupt
+
+
 def test_every_version_that_differs_is_named_with_its_node_and_remedy() -> None:
     own = own_versions()
     assert not version_faults({"a": own})

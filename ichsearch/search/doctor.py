@@ -19,7 +19,7 @@ from ichsearch.errors import ClusterError, ConfigError, IchsearchError
 from ichsearch.model.weights import whereabouts
 from ichsearch.patience import giving_up_after
 from ichsearch.search.doctor_probe import PATIENCE_S, Found, Probe, probe_clock, probe_node, reason
-from ichsearch.shards.address import choose_address, is_loopback, is_open, token_path
+from ichsearch.shards.address import choose_address, holds_token, is_loopback, is_open, token_path
 from ichsearch.shards.manifest import read_manifest
 from ichsearch.shards.nodes import answer, ask_nodes, live_nodes, name_of, node_versions, own_versions, send
 from ichsearch.shards.nodes import version_faults as faults
@@ -77,7 +77,7 @@ def as_json(checks: list[Check]) -> dict[str, Any]:
 
 def _token_file() -> Check:
     path = token_path()
-    if not path.is_file():
+    if not holds_token(path):
         return Check("token file", "ok", "none yet: a private cluster writes one")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
