@@ -8,8 +8,9 @@ from slice_sets import make_rows, write_shards
 from stores import Store, new_folder
 from test_cli import ichsearch
 
-from ichsearch.search.doctor import Check, cache_check, clock_check, dashboard_check, exit_code, node_checks
+from ichsearch.search.doctor import Check, cache_check, clock_check, dashboard_check, examine, exit_code, node_checks
 from ichsearch.search.doctor_probe import Found, Probe, probe_node
+from ichsearch.search.run_folder import PROBE, RunFolder
 from ichsearch.storage import open_folder
 
 NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 6e10, "object_store_memory": 2e10}
@@ -99,6 +100,26 @@ def test_a_cluster_that_shares_a_store_passes_and_nothing_is_left_there(store: S
     wrong = ichsearch("doctor", "--out", "s3://no-such-bucket-of-mine/run")
     assert wrong.returncode == 4
     assert "NoSuchBucket" in wrong.stdout or "NO_SUCH_BUCKET" in wrong.stdout
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_doctor_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_function: object, _data: None, probe: Probe) -> None:
+        probe.folder.write_bytes(probe.of("a node that was asked"), b"node")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ichsearch.search.doctor.ask_nodes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(examine(None, None, str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_doctor_has_left_keeps_no_run_from_a_folder(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    (tmp_path / f"{PROBE}1").touch()
+    assert not run.holds_other_files()
+    (tmp_path / "notes.txt").touch()
+    assert run.holds_other_files()
 
 
 @pytest.mark.usefixtures("ray_local")
