@@ -1,6 +1,7 @@
 """What `ichsearch doctor` finds wrong, and what it says of a machine that is in order."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def test_a_node_tells_what_it_cannot_read_or_write(tmp_path: Path) -> None:
     good = probe_node(open_folder(tmp_path / "shards"), Probe(folder, "probe"))
     assert (good.data_fault, good.out_fault) == ("", "")
     assert (tmp_path / f"probe-{good.node}").is_file()
+
+
+def test_a_node_tells_no_gpus_that_its_administrator_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1 if "CUDA_VISIBLE_DEVICES" in os.environ else 4)
+    assert probe_node(None, None).gpus == 1
 
 
 def test_a_node_tells_whether_it_reaches_a_store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
