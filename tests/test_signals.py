@@ -21,7 +21,8 @@ from ichsearch import cli_signals
 
 SOON_S: Final = 10.0
 """Within which a command must have ended after the first signal, and what it has started after that. Twice as much is
-allowed to the command: on two cores it took 2 to 9 s among 10 processes that wanted them, up to 15 s among 30."""
+allowed to the command: it took 2 to 9 s on two cores that 10 processes wanted, and up to 20 s beside 30, nearly all of
+that for Python's own teardown, which goes over half a million objects several times."""
 CODES: Final = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
