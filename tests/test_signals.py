@@ -188,6 +188,23 @@ with cli_signals.stopped_by_signals(), hard_end.last_words({last_words}):
     assert done.returncode == 143
 
 
+def test_a_process_that_ends_in_order_leaves_without_pythons_teardown() -> None:
+    code = """
+import signal, sys, time
+from ichsearch import cli
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(30)
+
+sys.slow = Slow()
+cli.app = lambda: signal.raise_signal(signal.SIGTERM)
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stderr) == (143, "ichsearch: terminated\n")
+
+
 def test_handlers_are_put_back_when_nothing_happened() -> None:
     before = [signal.getsignal(number) for number in CODES]
     with cli_signals.stopped_by_signals():
