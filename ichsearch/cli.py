@@ -3,6 +3,7 @@
 Libraries that take seconds to import are imported at the top of the verb that needs them, so that `--help` is instant.
 """
 
+import atexit
 import os
 import shlex
 import sys
@@ -15,7 +16,7 @@ from rich.console import Console
 from ichsearch import __version__, cli_cluster, cli_deploy
 from ichsearch.cli_console import err, out, say
 from ichsearch.cli_exit import exit_codes
-from ichsearch.cli_signals import stopped_by_signals
+from ichsearch.cli_signals import leave_at_once, stopped_by_signals
 from ichsearch.errors import ConfigError, DataError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.add_typer(cli_cluster.app)
 def main() -> None:
     """Run the command line and end with the documented exit code."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^")  # Ray prints on stdout that a worker died; we say it too
+    atexit.register(leave_at_once)  # before Ray is imported, whose own comes first so
     with exit_codes(err), stopped_by_signals():
         app()
 

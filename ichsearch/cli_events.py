@@ -12,7 +12,8 @@ from typing import Final
 from rich.console import Console
 
 from ichsearch.cli_signals import meant_by
-from ichsearch.errors import IchsearchError, Terminated, code_of
+from ichsearch.errors import IchsearchError, code_of, reason_of
+from ichsearch.hard_end import last_words
 from ichsearch.search import events
 from ichsearch.search.book import Standing
 from ichsearch.search.durations import UNITS_S
@@ -47,18 +48,21 @@ class RunPrinter:
     @contextmanager
     def ending(self, leaderboard: str | Path, metric: str) -> Iterator[None]:
         """Say how a run ends that is interrupted or fails; nothing of one that was refused before it began."""
+
+        def speak(code: int, reason: str) -> None:
+            if self._opened:
+                self.tell(events.done(leaderboard, metric, self._standing, "", code, reason))
+
         try:
-            yield
+            with last_words(speak):
+                yield
         except KeyboardInterrupt as error:
             line = f"stopped; what is finished is kept. To go on:\n  {join(self._command)}"
             meant = meant_by(error)
-            reason = "terminated" if isinstance(meant, Terminated) else "interrupted"
-            self.tell(events.done(leaderboard, metric, self._standing, line, code_of(meant), reason))
+            self.tell(events.done(leaderboard, metric, self._standing, line, code_of(meant), reason_of(meant)))
             raise
         except Exception as error:
-            if self._opened:
-                code = error.exit_code if isinstance(error, IchsearchError) else IchsearchError.exit_code
-                self.tell(events.done(leaderboard, metric, self._standing, "", code, str(error)))
+            speak(error.exit_code if isinstance(error, IchsearchError) else IchsearchError.exit_code, str(error))
             raise
 
     def close(self, leaderboard: str | Path, metric: str, standing: Standing) -> None:

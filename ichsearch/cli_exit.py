@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 from rich.console import Console
 
-from ichsearch.errors import IchsearchError, StorageError, Terminated, code_of
+from ichsearch.errors import IchsearchError, StorageError, code_of, reason_of
 from ichsearch.terminal import literal
 
 UNUSABLE: Final = (
@@ -32,7 +32,7 @@ def exit_codes(console: Console) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - the last resort: a fault of ours still ends with a message and a code
         message, code = _explained(error)
     except KeyboardInterrupt as error:
-        message, code = "terminated" if isinstance(error, Terminated) else "interrupted", code_of(error)
+        message, code = reason_of(error), code_of(error)
     else:
         return
     _fail(console, message, code)

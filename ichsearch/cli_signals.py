@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from shlex import join
 from types import FrameType
 from typing import Final
 
-from ichsearch.errors import Terminated, code_of
+from ichsearch.errors import Terminated, code_of, reason_of
+from ichsearch.hard_end import end_as_it_stands
 
 GRACE_S: Final = 8.0
 """Until a process that was told to end has written what it must and stopped Ray; then it is ended as it stands. All
@@ -66,24 +67,35 @@ def stopped_by_signals() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def leave_at_once() -> None:
+    """End a process that a signal has ended, the last thing `atexit` does.
+
+    Python would go over half a million objects several times; meanwhile nothing of ours runs that could end it in time.
+    """
+    if _stop.interrupt is not None:
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code_of(_stop.interrupt))
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
     if _stop.interrupt is None:
         _stop.interrupt = SIGNALS[signal.Signals(number)]()
-        _end_in_time(code_of(_stop.interrupt))
+        _end_in_time(_stop.interrupt)
         raise _stop.interrupt
 
 
-def _end_in_time(code: int) -> None:
-    """End this process with `code` when `GRACE_S` have passed, unless it has ended by then.
+def _end_in_time(interrupt: KeyboardInterrupt) -> None:
+    """End this process with the signal's code when `GRACE_S` have passed, unless it has ended by then.
 
     Not a `threading.Thread`: to start one takes locks that the interrupted code may hold.
     """
-    _thread.start_new_thread(_end_later, (code,))
+    _thread.start_new_thread(_end_later, (interrupt,))
 
 
-def _end_later(code: int) -> None:
+def _end_later(interrupt: KeyboardInterrupt) -> None:
     time.sleep(GRACE_S)
     command = join(["ichsearch", *sys.argv[1:]])
-    sys.stderr.write(f"ichsearch: ended as it stands after {GRACE_S:.0f} s of waiting. To go on:\n  {command}\n")
-    sys.stderr.flush()
-    os._exit(code)
+    line = f"ichsearch: ended as it stands after {GRACE_S:.0f} s of waiting. To go on:\n  {command}\n"
+    end_as_it_stands(code_of(interrupt), reason_of(interrupt), line)

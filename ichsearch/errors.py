@@ -20,6 +20,11 @@ def code_of(interrupt: KeyboardInterrupt) -> int:
     return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
 
 
+def reason_of(interrupt: KeyboardInterrupt) -> str:
+    """Why a command ended that a signal has ended."""
+    return "terminated" if isinstance(interrupt, Terminated) else "interrupted"
+
+
 class IchsearchError(Exception):
     """Base of all errors with a documented exit code; `str(error)` is what the user reads."""
 

@@ -28,6 +28,14 @@ CLUSTER: Final = ROOT / "cluster"
 WHEEL: Final = f"ichsearch-{__version__}-py3-none-any.whl"
 PINS: Final = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
 TOKEN: Final = "~/.ray/auth_token"  # noqa: S105 - where it lies
+STOP_S: Final = 15
+STOP_VARIABLE: Final = "RAY_JOB_STOP_WAIT_TIME_S"
+STOP_WAIT: Final = f"{STOP_VARIABLE}={STOP_S}"
+"""How long a job that is stopped has to end in order: more than ichsearch takes."""
+DECODED_GB: Final = 99
+"""All slices of RSNA 2019, at 256 px."""
+SYSTEM_GB: Final = 20
+"""With PyTorch."""
 BLANK: Final = re.compile(r"<(?=\S)(?:[^<>]*: )?([^<>\n]*)>")
 """What a user fills in: <what it is: an example>."""
 
@@ -106,7 +114,7 @@ def _starts(config: Mapping[str, Any]) -> Iterator[str]:
     ):
         command = next((line for line in config.get(f"{kind}_start_ray_commands", []) if "ray start" in line), "")
         before, _, after = command.partition("ray start ")
-        for variable in ("RAY_AUTH_MODE=token", "RAY_USAGE_STATS_ENABLED=0"):
+        for variable in ("RAY_AUTH_MODE=token", "RAY_USAGE_STATS_ENABLED=0", *([STOP_WAIT] if kind == "head" else [])):
             if not re.search(rf"\bexport\b[^;]*\b{variable}(?=[ ;])", before):
                 yield f"the {kind} must be started with {variable}"
         words = re.split(r"[;&|()]", after)[0].split()
@@ -221,6 +229,7 @@ def _aws_nodes(config: Mapping[str, Any]) -> Iterator[str]:
         )
         if report.has_errors():
             yield f"EC2 refuses {name}: {report.generate_report()}"
+        yield from _disks(name, [disk["Ebs"].get("VolumeSize", 0) for disk in node.get("BlockDeviceMappings", [])])
         if not all(disk["Ebs"].get("Encrypted") for disk in node.get("BlockDeviceMappings", [])):
             yield f"{name}'s disk must be encrypted"
         if node.get("MetadataOptions", {}).get("HttpTokens") != "required":
@@ -230,10 +239,18 @@ def _aws_nodes(config: Mapping[str, Any]) -> Iterator[str]:
 def _gcp_nodes(config: Mapping[str, Any]) -> Iterator[str]:
     for name, node_type in config["available_node_types"].items():
         yield from _shape(node_type["node_config"], GCP_INSTANCE, name)
+        disks = node_type["node_config"].get("disks", [])
+        yield from _disks(name, [disk["initializeParams"].get("diskSizeGb", 0) for disk in disks])
         if not node_type["node_config"].get("networkInterfaces"):
             yield f"{name} needs a network of its own choice: Ray's has public addresses"
         if name != config["head_node_type"] and node_type["resources"].get("GPU", 0) < 1:
             yield f"{name} must say how many GPUs it has"
+
+
+def _disks(name: str, sizes_gb: Iterable[int]) -> Iterator[str]:
+    """The driver decodes slices, as the workers do, into at most half of what is free."""
+    if (max(sizes_gb, default=0) - SYSTEM_GB) / 2 < DECODED_GB:
+        yield f"{name}'s disk must hold the slices of a large set"
 
 
 def _shape(value: Any, shape: Any, where: str) -> Iterator[str]:
@@ -326,6 +343,8 @@ def readme_commands(text: str) -> list[str]:
 def readme_complaints(text: str) -> list[str]:
     """About the README: its commands, and the files that it names."""
     complaints = [complaint for line in readme_commands(text) for complaint in command_complaints(line)]
+    if any("ray start --head" in line and STOP_WAIT not in line for line in readme_commands(text)):
+        complaints.append(f"the head must be started with {STOP_WAIT}")
     for name in re.findall(r"[(`]([\w./-]+\.(?:yaml|sh|py)|Dockerfile)[)`]", text):
         if not any((folder / name).is_file() for folder in (CLUSTER, ROOT, ROOT / "search_spaces")):
             complaints.append(f"there is no {name}")

@@ -19,7 +19,6 @@ def ichsearch_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("ICHSEARCH_HOME", str(home))
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         yield home
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from cluster_checks import PINS, command_complaints, filled
+from cluster_checks import PINS, STOP_S, STOP_VARIABLE, command_complaints, filled
 from jsonschema import ValidationError
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
@@ -93,7 +93,8 @@ def _cluster(spec: Mapping[str, Any], where: str) -> Iterator[str]:
     head, scaler = spec["headGroupSpec"], spec.get("autoscalerOptions", {})
     yield from _keys(head, "headGroupSpec", where)
     yield from _keys(scaler, "autoscalerOptions", where)
-    ports = {port["name"]: port["containerPort"] for port in head["template"]["spec"]["containers"][0].get("ports", [])}
+    container = head["template"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
     rules = {
         f"rayVersion must be {PINS['ray']}": spec.get("rayVersion") == PINS["ray"],
         "the token must be asked for": spec.get("authOptions") == {"mode": "token"},
@@ -103,6 +104,7 @@ def _cluster(spec: Mapping[str, Any], where: str) -> Iterator[str]:
         "the head must have no public address": head.get("serviceType") == "ClusterIP" and "enableIngress" not in head,
         "the head must offer no CPU to trials": head.get("rayStartParams", {}).get("num-cpus") == "0",
         f"the head's ports must be {PORTS}": ports == PORTS,
+        "a job that is stopped must have the time to end": _env(container).get(STOP_VARIABLE) == str(STOP_S),
     }  # fmt: skip
     yield from (f"{complaint} ({where})" for complaint, holds in rules.items() if not holds)
     if refusals := list(_as_ray_sees_it(spec, where)):

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusters import OwnCluster, own_cluster
+from clusters import OwnCluster, free_port, own_cluster
 from slice_sets import make_rows, write_shards
 from spaces import write_space
 
 from ichsearch.errors import ClusterError
-from ichsearch.shards.address import LOCAL, Address, check_answers, choose_address, is_loopback, provide_token
+from ichsearch.shards.address import (
+    LOCAL,
+    Address,
+    check_answers,
+    choose_address,
+    is_loopback,
+    is_open,
+    provide_token,
+)
 from ichsearch.shards.nodes import Versions, own_versions, version_faults
 
 SPACE = """\
@@ -109,6 +117,27 @@ def test_a_token_is_written_for_its_owner_alone_and_kept(tmp_path: Path, monkeyp
     assert token.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_token_is_whole_as_soon_as_it_is_there_and_an_empty_one_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "auth_token"
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr("secrets.token_hex", raise_interrupt)
+        provide_token()
+    assert not list(tmp_path.iterdir())
+    token.touch()
+    provide_token()
+    assert len(token.read_text()) == 64
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["auth_token"]
+
+
+def raise_interrupt(*_: object) -> str:
+    raise KeyboardInterrupt
+
+
 def test_every_version_that_differs_is_named_with_its_node_and_remedy() -> None:
     own = own_versions()
     assert not version_faults({"a": own})
@@ -185,6 +214,17 @@ def test_a_node_with_another_ichsearch_is_named_by_doctor_and_refused_by_run(clu
     assert f"connecting to Ray at {cluster.address} (RAY_ADDRESS says so)" in refused.stdout
     assert "ichsearch is 0.0.1" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_cluster_and_its_dashboard_are_asked_past_a_proxy(
+    cluster: OwnCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    check_answers(cluster.address)
+    assert is_open(f"127.0.0.1:{cluster.dashboard_port}")
 
 
 def test_auto_without_a_cluster_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

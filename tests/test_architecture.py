@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ichsearch"
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 ROOMS = ("phantom", "dicom", "shards", "data", "model", "train", "search", "report", "deploy")
-LEAVES = ("", "labels", "errors", "files", "locations", "patience", "storage", "terminal")
+LEAVES = ("", "labels", "errors", "files", "hard_end", "locations", "patience", "storage", "terminal")
 TOP = (
     "cli", "cli_cluster", "cli_console", "cli_counts", "cli_deploy", "cli_events", "cli_exit", "cli_paper",
     "cli_progress", "cli_signals",

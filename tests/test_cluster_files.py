@@ -18,6 +18,8 @@ import ray
 import yaml
 from cluster_checks import (
     CLUSTER,
+    STOP_S,
+    STOP_WAIT,
     blank_complaints,
     command_complaints,
     dockerfile_complaints,
@@ -33,7 +35,9 @@ from ray.autoscaler._private.util import prepare_config
 from ray.experimental.internal_kv import _internal_kv_get
 from wrong_files import GONE, changed
 
+from ichsearch.cli_signals import GRACE_S
 from ichsearch.errors import ConfigError
+from ichsearch.hard_end import WORDS_S
 from ichsearch.search.resources import trial_request
 from ichsearch.search.sections import Resources
 
@@ -65,6 +69,7 @@ HEAD = "available_node_types/head"
         ("onprem aws gcp", "provider/availability_zones", "x", "Ray reads no ['availability_zones']"),
         ("onprem aws gcp", "head_start_ray_commands/1", "ray start --head", "started with RAY_AUTH_MODE=token"),
         ("onprem aws gcp", "head_start_ray_commands/1", "export RAY_AUTH_MODE=token; ray start", "RAY_USAGE_STATS"),
+        ("onprem aws gcp", "head_start_ray_commands/1", "export RAY_AUTH_MODE=token; ray start", "RAY_JOB_STOP_WAIT"),
         ("onprem aws gcp", "head_start_ray_commands/1", "ray start --dashboard-host=0.0.0.0", "--dashboard-host"),
         ("onprem aws gcp", "head_start_ray_commands/1", "ray start --head --prot=6379", "start has no --prot"),
         ("onprem aws gcp", "head_start_ray_commands/1", "ray start --head --port=6380", "must agree on the port"),
@@ -93,6 +98,8 @@ HEAD = "available_node_types/head"
         ("aws", f"{WORKER}/node_config/SecurityGroupIds", GONE, "needs subnets and security groups"),
         ("aws", f"{WORKER}/node_config/SpotPrice", "1", "EC2 refuses gpu_worker"),
         ("aws", f"{WORKER}/node_config/InstanceMarketOptions/SpotOptions/MaxPrice", 1, "EC2 refuses gpu_worker"),
+        ("aws", f"{HEAD}/node_config/BlockDeviceMappings/0/Ebs/VolumeSize", 100, "head's disk must hold the slices"),
+        ("gcp", f"{HEAD}/node_config/disks/0/initializeParams/diskSizeGb", 100, "head's disk must hold the slices"),
         ("aws", f"{HEAD}/node_config/BlockDeviceMappings/0/Ebs/Encrypted", False, "disk must be encrypted"),
         ("aws", f"{HEAD}/node_config/MetadataOptions", GONE, "must need a token for its metadata"),
         ("gcp", f"{HEAD}/node_config/guestAccelerators", [], "the head needs no GPU"),
@@ -234,6 +241,11 @@ def test_the_commands_and_files_of_the_readme_exist() -> None:
 )
 def test_a_wrong_command_is_told(line: str, complaint: str) -> None:
     assert command_complaints(line) == [complaint]
+
+
+def test_a_job_that_is_stopped_has_the_time_to_end() -> None:
+    assert STOP_S > GRACE_S + WORDS_S
+    assert f"the head must be started with {STOP_WAIT}" in readme_complaints(README.replace(f"{STOP_WAIT} ", ""))
 
 
 def test_a_file_that_the_readme_only_names_is_told() -> None:

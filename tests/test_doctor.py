@@ -1,6 +1,8 @@
 """What `ichsearch doctor` finds wrong, and what it says of a machine that is in order."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,18 @@ from slice_sets import make_rows, write_shards
 from stores import Store, new_folder
 from test_cli import ichsearch
 
-from ichsearch.search.doctor import Check, cache_check, clock_check, dashboard_check, exit_code, node_checks
+from ichsearch.search.doctor import Check, cache_check, clock_check, dashboard_check, examine, exit_code, node_checks
 from ichsearch.search.doctor_probe import Found, Probe, probe_node
+from ichsearch.search.run_folder import PROBE, RunFolder
 from ichsearch.storage import open_folder
 
 NODE = {"CPU": 8.0, "GPU": 2.0, "memory": 6e10, "object_store_memory": 2e10}
 FOUND = Found("a", 2, 30_000_000_000, 1_000_000_000, 5_000_000_000, 9_000_000_000, False, "", "")
+
+
+def without_node(name: str) -> str:
+    """A check's name without that of the node that it is about."""
+    return re.sub(r"\bnode .*", "node", name)
 
 
 def statuses(found: Found) -> list[str]:
@@ -71,6 +79,12 @@ def test_a_node_tells_what_it_cannot_read_or_write(tmp_path: Path) -> None:
     assert (tmp_path / f"probe-{good.node}").is_file()
 
 
+def test_a_node_tells_no_gpus_that_its_administrator_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1 if "CUDA_VISIBLE_DEVICES" in os.environ else 4)
+    assert probe_node(None, None).gpus == 1
+
+
 def test_a_node_tells_whether_it_reaches_a_store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_shards(tmp_path / "shards", make_rows(patients=2, slices=2), 32)
     shards, out = open_folder(new_folder(store)), open_folder(new_folder(store))
@@ -93,12 +107,32 @@ def test_a_cluster_that_shares_a_store_passes_and_nothing_is_left_there(store: S
     open_folder(shards).write_bytes("manifest.json", (tmp_path / "shards" / "manifest.json").read_bytes())
     done = ichsearch("doctor", "--data", shards, "--out", f"{out}/runs/new", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = {check["name"].partition(" 1")[0]: check["status"] for check in json.loads(done.stdout)["checks"]}
+    found = {without_node(check["name"]): check["status"] for check in json.loads(done.stdout)["checks"]}
     assert found["data, node"] == found["out, node"] == "ok"
     assert not open_folder(out).names()
     wrong = ichsearch("doctor", "--out", "s3://no-such-bucket-of-mine/run")
     assert wrong.returncode == 4
     assert "NoSuchBucket" in wrong.stdout or "NO_SUCH_BUCKET" in wrong.stdout
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_doctor_that_is_interrupted_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_function: object, _data: None, probe: Probe) -> None:
+        probe.folder.write_bytes(probe.of("a node that was asked"), b"node")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ichsearch.search.doctor.ask_nodes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(examine(None, None, str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_doctor_has_left_keeps_no_run_from_a_folder(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    (tmp_path / f"{PROBE}1").touch()
+    assert not run.holds_other_files()
+    (tmp_path / "notes.txt").touch()
+    assert run.holds_other_files()
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -110,10 +144,10 @@ def test_this_machine_is_examined_and_nothing_is_left_behind(tmp_path: Path, mon
     done = ichsearch(*arguments, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     checks = json.loads(done.stdout)["checks"]
-    names = [check["name"].partition(",")[0].partition(" 1")[0] for check in checks]
+    names = {without_node(check["name"]).partition(",")[0] for check in checks}
     expected = {"token file", "cluster", "token authentication", "dashboard", "versions", "data", "out", "node", "GPUs",
                 "shared memory", "usage statistics", "cache", "clock", "weights"}  # fmt: skip
-    assert {name.partition(" 2")[0] if name.startswith("node") else name for name in names} == expected
+    assert names == expected
     assert not list((tmp_path / "runs").iterdir())
     (tmp_path / "token").write_text("secret")
     (tmp_path / "token").chmod(0o644)

@@ -51,6 +51,7 @@ HEAD_POD, POD = "spec/headGroupSpec/template/spec", "spec/workerGroupSpecs/0/tem
         (RAY, "spec/headGroupSpec/replicas", 1, "KubeRay knows no ['replicas']"),
         (RAY, "spec/headGroupSpec/rayStartParams", {}, "Ray would run trials on the head"),
         (RAY, f"{HEAD_POD}/containers/0/ports/1/containerPort", 8266, "head's ports must be"),
+        (RAY, f"{HEAD_POD}/containers/0/env/1/value", "3", "must have the time to end"),
         (RAY, f"{HEAD_POD}/containers/0/name", "head", "KubeRay goes by the first container's name"),
         (RAY, f"{HEAD_POD}/containers/0/resources/limits/nvidia.com~gpu", 1, "a worker needs a GPU, the others none"),
         (RAY, "spec/workerGroupSpecs/0/replicas", 9, "replicas must lie between"),

@@ -21,7 +21,7 @@ from ichsearch import cli_signals
 from ichsearch.shards.ray_session import _signals_kept
 
 SOON_S: Final = 10.0
-"""Within which a command must have ended; a machine that does much else is allowed twice as much."""
+"""Within which a command must have ended after the first signal, and what it has started after that."""
 CODES: Final = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
@@ -58,7 +58,7 @@ class Command:
                 os.kill(self.process.pid, number)
             time.sleep(0.3)
         code = self.process.wait(timeout=60)
-        assert time.monotonic() - began_s < 2 * SOON_S
+        assert time.monotonic() - began_s < SOON_S
         assert below
         assert not left(), "processes go on"
         assert "Traceback" not in self.printed
@@ -191,6 +191,42 @@ def test_sigterm_is_not_lost_while_ray_answers_it_in_its_way(act: Callable[[], o
         assert heard == [signal.SIGTERM], "that was none"
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("last_words", ["print", "lambda *words: time.sleep(60)"])
+def test_a_process_that_hangs_is_ended_even_if_nobody_listens(last_words: str) -> None:
+    code = f"""
+import signal, time
+from ichsearch import cli_signals, hard_end
+cli_signals.GRACE_S = 0.3
+with cli_signals.stopped_by_signals(), hard_end.last_words({last_words}):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        time.sleep(30)
+"""
+    heard, closed = os.pipe()
+    os.close(heard)
+    done = subprocess.run([sys.executable, "-c", code], stdout=closed, stderr=closed, check=False, timeout=20)
+    os.close(closed)
+    assert done.returncode == 143
+
+
+def test_a_process_that_ends_in_order_leaves_without_pythons_teardown() -> None:
+    code = """
+import signal, sys, time
+from ichsearch import cli
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(30)
+
+sys.slow = Slow()
+cli.app = lambda: signal.raise_signal(signal.SIGTERM)
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20)
+    assert (done.returncode, done.stderr) == (143, "ichsearch: terminated\n")
 
 
 def test_handlers_are_put_back_when_nothing_happened() -> None:

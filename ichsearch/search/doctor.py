@@ -19,7 +19,8 @@ from ichsearch.errors import ClusterError, ConfigError, IchsearchError
 from ichsearch.model.weights import whereabouts
 from ichsearch.patience import giving_up_after
 from ichsearch.search.doctor_probe import PATIENCE_S, Found, Probe, probe_clock, probe_node, reason
-from ichsearch.shards.address import choose_address, is_loopback, is_open, token_path
+from ichsearch.search.run_folder import PROBE
+from ichsearch.shards.address import choose_address, holds_token, is_loopback, is_open, token_path
 from ichsearch.shards.manifest import read_manifest
 from ichsearch.shards.nodes import answer, ask_nodes, live_nodes, name_of, node_versions, own_versions, send
 from ichsearch.shards.nodes import version_faults as faults
@@ -77,7 +78,7 @@ def as_json(checks: list[Check]) -> dict[str, Any]:
 
 def _token_file() -> Check:
     path = token_path()
-    if not path.is_file():
+    if not holds_token(path):
         return Check("token file", "ok", "none yet: a private cluster writes one")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
@@ -127,9 +128,10 @@ def dashboard_check(dashboard: str, *, is_open: bool) -> Check:
 def _nodes(data: Folder | None, out: Folder | None) -> Iterator[Check]:
     n_bytes, readable = _bytes_of(data)
     probe, writable = _new_probe(out)
-    yield from (check for check in (readable, writable) if check)
-    answers = ask_nodes(probe_node, data, probe)
+    answers: dict[str, Any] = {}
     try:
+        yield from (check for check in (readable, writable) if check)
+        answers = ask_nodes(probe_node, data, probe)
         for node in live_nodes():
             name = name_of(node)
             yield from _node(name, node["Resources"], answers.get(name), data, probe, n_bytes)
@@ -155,7 +157,7 @@ def _new_probe(out: Folder | None) -> tuple[Probe | None, Check | None]:
     """A file in what there is of the run folder, beside which every node tries to write."""
     if out is None:
         return None, None
-    probe = Probe(_what_there_is(out), f".ichsearch-doctor-{uuid.uuid4().hex}")
+    probe = Probe(_what_there_is(out), f"{PROBE}{uuid.uuid4().hex}")
     try:
         probe.folder.write_bytes(probe.name, b"driver", durable=False)
     except (IchsearchError, OSError) as error:
@@ -171,9 +173,12 @@ def _what_there_is(folder: Folder) -> Folder:
 
 
 def _remove(probe: Probe | None, nodes: list[str]) -> None:
+    """Remove what was written; on a disk also by nodes whose answer did not come."""
     if probe is None:
         return
-    for name in (probe.name, *map(probe.of, nodes)):
+    path = probe.folder.local_path()
+    names = map(probe.of, nodes) if path is None else (found.name for found in path.glob(f"{probe.name}-*"))
+    for name in (probe.name, *names):
         with suppress(IchsearchError, OSError):
             probe.folder.remove(name)
 

@@ -3,12 +3,9 @@
 In: where shards are and a run folder is. Out: what is there, and what does not work.
 """
 
-import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,7 +19,6 @@ from ichsearch.shards.manifest import read_manifest
 from ichsearch.storage import Folder
 
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Ray's object store is
-VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 PATIENCE_S: Final = 20.0
 """How long a store that does not answer is asked: whoever examines a cluster waits for it."""
 
@@ -63,23 +59,11 @@ def probe_node(data: Folder | None, probe: Probe | None) -> Found:
     """Look at this node, and write a file of its own beside the driver's."""
     node = uuid.uuid4().hex
     used, quota, free = cache_room()
-    with _all_gpus_visible():
-        gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
     shm = shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0
     with giving_up_after(PATIENCE_S):
         faults = _data_fault(data), _out_fault(probe, node)
     return Found(node, gpus, shm, used, quota, free, usage_lib.usage_stats_enabled(), *faults)
-
-
-@contextmanager
-def _all_gpus_visible() -> Iterator[None]:
-    """Ray hides all GPUs from a task that asks for none."""
-    hidden = os.environ.pop(VISIBLE, None)
-    try:
-        yield
-    finally:
-        if hidden is not None:
-            os.environ[VISIBLE] = hidden
 
 
 def _data_fault(data: Folder | None) -> str:

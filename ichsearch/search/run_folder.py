@@ -22,6 +22,8 @@ from ichsearch.train.lineage import CHECKPOINT
 
 BEGUN: Final = ("run.lock", "lease.json", CLAIMS, "phantom")
 """What a driver may have left of a run without a space."""
+PROBE: Final = ".ichsearch-doctor-"
+"""Begins the names of what a doctor that was killed has left."""
 REPLAY: Final = "replay.json"
 
 
@@ -80,10 +82,12 @@ class RunFolder:
         return "" if path == self.root else path.relative_to(self.root).as_posix()
 
     def holds_other_files(self) -> bool:
-        """Whether a folder that is no run's yet holds what no driver has left that came no further."""
+        """Whether a folder that is no run's yet holds what no driver has left that came no further, and no doctor."""
         if self.mirror:
-            return any(name.partition("/")[0] not in BEGUN for name in open_folder(self.mirror.store).names())
-        return self.root.is_dir() and any(path.name not in BEGUN for path in self.root.iterdir())
+            names = {name.partition("/")[0] for name in open_folder(self.mirror.store).names()}
+        else:
+            names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        return any(name not in BEGUN and not name.startswith(PROBE) for name in names)
 
     def refresh(self, path: Path) -> None:
         """See below a folder of the run what others have written to the store."""

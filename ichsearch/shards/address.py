@@ -10,13 +10,16 @@ import secrets
 import socket
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Final, NamedTuple
 
 import grpc
 from ray._private import services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
 from ichsearch.errors import ClusterError
 
@@ -121,7 +124,7 @@ def _asks_for_token(where: str) -> bool:
     """Whether the cluster refuses a call without a token; ClusterError if what listens there is none."""
     if os.environ.get("RAY_USE_TLS", "0") == "1":  # its certificates are Ray's business
         return False
-    with grpc.insecure_channel(where) as channel:
+    with grpc.insecure_channel(where, options=GLOBAL_GRPC_OPTIONS) as channel:  # as Ray's own: through no proxy
         try:
             channel.unary_unary(CLUSTER_ID)(b"", timeout=ANSWER_SECONDS)
         except grpc.RpcError as error:
@@ -134,7 +137,7 @@ def _asks_for_token(where: str) -> bool:
 def _use_token() -> bool:
     """Give the user's token to a cluster that asks for one; whether there is any, and `RAY_AUTH_MODE` allows it."""
     logging.getLogger("ray").setLevel(logging.ERROR)  # as `ray.init` will do, but this comes first, and has a say
-    known = bool(os.environ.get("RAY_AUTH_TOKEN")) or token_path().is_file()
+    known = bool(os.environ.get("RAY_AUTH_TOKEN")) or holds_token(token_path())
     return known and maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
@@ -143,20 +146,26 @@ def token_path() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
+def holds_token(path: Path) -> bool:
+    """Whether a file holds a token, and is not empty, as one may be whose writer was killed."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 def provide_token() -> None:
     """Have a token that is its owner's alone, for which Ray lets a private cluster ask: its own all could read."""
     path = token_path()
-    if path.is_file():
+    if holds_token(path):
         if path.stat().st_uid == os.getuid():
             path.chmod(0o600)
     elif not os.environ.get("RAY_AUTH_TOKEN"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o600)
-        except FileExistsError:  # another command was faster
-            return
-        with os.fdopen(handle, "w") as file:
+        with NamedTemporaryFile("w", dir=path.parent, prefix=".auth_token.") as file:  # of mode 0600
             file.write(secrets.token_hex(32))
+            file.flush()
+            if path.is_file() and not holds_token(path):
+                path.unlink(missing_ok=True)
+            with suppress(FileExistsError):  # another command was faster
+                os.link(file.name, path)
 
 
 def is_loopback(dashboard: str) -> bool:
@@ -169,9 +178,10 @@ def is_loopback(dashboard: str) -> bool:
 
 
 def is_open(dashboard: str) -> bool:
-    """Whether a dashboard at host:port answers anybody, without a token."""
+    """Whether a dashboard at host:port answers anybody, without a token; through no proxy, which may not reach it."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(f"http://{dashboard}/api/version", timeout=ANSWER_SECONDS) as answer:
+        with opener.open(f"http://{dashboard}/api/version", timeout=ANSWER_SECONDS) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

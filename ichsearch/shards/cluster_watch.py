@@ -4,10 +4,7 @@ In: the address of the cluster's head (its GCS). Out: `ClusterError` in the main
 minute, print what it thinks, and exit with code 1.
 """
 
-import os
 import signal
-import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +12,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+import grpc
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+
 from ichsearch.errors import ClusterError
+from ichsearch.hard_end import end_as_it_stands
+from ichsearch.shards.address import CLUSTER_ID
 
 PROBE_S: Final = 2.0
 LOST_S: Final = 30.0
@@ -65,10 +68,8 @@ class ClusterWatch:
         self.is_lost = True
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)  # wakes it from waiting, too
         if not self._ended.wait(GRACE_S):
-            if not self._explained:
-                sys.stderr.write("ichsearch: the cluster was lost; run the same command again\n")
-            sys.stderr.flush()
-            os._exit(ClusterError.exit_code)
+            reason = "the cluster was lost; run the same command again"
+            end_as_it_stands(ClusterError.exit_code, reason, "" if self._explained else f"ichsearch: {reason}\n")
 
 
 @contextmanager
@@ -98,9 +99,10 @@ def _raise_lost(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -
 
 
 def _answers(head: str) -> bool:
-    host, _, port = head.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
-    except OSError:
-        return False
+    """Whether it does, be it with a refusal; to accept connections is no answer: a frozen process seems to, too."""
+    with init_grpc_channel(head, options=GLOBAL_GRPC_OPTIONS) as channel:
+        try:
+            channel.unary_unary(CLUSTER_ID)(b"", timeout=PROBE_S)
+        except grpc.RpcError as error:
+            return error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     return True

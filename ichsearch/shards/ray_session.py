@@ -31,10 +31,6 @@ Result = TypeVar("Result")
 
 TASKS_PER_CPU: Final = 2
 """Queued tasks a core: enough that no core waits for the driver, few enough that results do not pile up."""
-RAY_SETTINGS: Final = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a trial without GPUs leaves the variables alone
-}
 
 
 @contextmanager
@@ -51,8 +47,7 @@ def ray_session(address: str | None = None, *, checked: bool = True) -> Iterator
         yield ""
         return
     chosen = choose_address(address)
-    for name, value in RAY_SETTINGS.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if chosen.is_private:
         provide_token()
     else:
