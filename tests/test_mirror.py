@@ -1,6 +1,7 @@
 """Run folders in a store: what a mirror brings and sends, the journal's segments, claims, and a store that is away."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from ichsearch.data.cache import local_shards, open_slices
 from ichsearch.errors import AlreadyRunningError, ConfigError, DataError, StorageError
 from ichsearch.locations import below
 from ichsearch.search.claims import Claim, claimed
+from ichsearch.search.driving import driving
 from ichsearch.search.mirror import Mirror, mirrors_folder, scratch
 from ichsearch.search.node_folder import on_node
 from ichsearch.search.run_folder import RunFolder, opened
@@ -76,6 +78,30 @@ def test_what_changes_here_changes_there_and_what_goes_goes(run: Folder) -> None
     expected = {**CONTENT, "space.yaml": b"name: b\n", "leaderboard.csv": b"trial\n"}
     del expected["trials/0000/weights.safetensors"]
     assert {name: run.read_bytes(name) for name in run.names()} == expected
+
+
+def test_a_mirror_that_is_removed_takes_nothing_from_the_store(run: Folder) -> None:
+    """As by somebody who clears the cache while a driver runs."""
+    with pytest.raises(StorageError, match="same command"), opened(run.location) as folder, driving(folder):
+        shutil.rmtree(mirrors_folder())
+        (folder.root / "summary.json").parent.mkdir(parents=True)  # the driver knows nothing of it
+        (folder.root / "summary.json").write_text("{}")
+    left = {name: run.read_bytes(name) for name in run.names()}
+    assert left == CONTENT | {"summary.json": b"{}"}
+    with opened(run.location) as folder:
+        assert folder.space.read_bytes() == CONTENT["space.yaml"]
+
+
+def test_a_mirror_that_is_being_removed_takes_nothing_from_the_store(run: Folder) -> None:
+    """Its lock may be the last file to go."""
+    with pytest.raises(StorageError), opened(run.location) as folder:
+        assert folder.mirror
+        folder.space.unlink()
+        folder.mirror.push(on_second_look=True)
+        assert run.exists("space.yaml")
+        shutil.rmtree(folder.root)
+        folder.mirror.push(on_second_look=True)
+    assert run.exists("space.yaml")
 
 
 def test_metrics_are_never_there_before_what_they_vouch_for(run: Folder, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from ichsearch.errors import StorageError
 from ichsearch.locations import below, parse_location
 from ichsearch.search.segments import JOURNAL, SEGMENTS, Segments
 from ichsearch.search.watchdog import STACKS
@@ -53,6 +54,8 @@ class Mirror:
         self._agreed: dict[str, _Stamp] = {}  # what the files here were like when they were as in the store
         self._seen: dict[str, _Stamp] = {}  # what those of the store were like
         self._holes: set[str] = set()
+        self._gone: set[str] = set()  # what the last push has missed here
+        self._own = _inode(root / ROOT_LOCK)
         self._lock = threading.RLock()
         self._failure: Exception | None = None
 
@@ -94,8 +97,14 @@ class Mirror:
                     download(below(self.store, name), self.root / name)
                     self._agreed[name] = _stamp(self.root / name)
 
-    def push(self, folder: str = "") -> None:
-        """Upload what has changed here below a folder of the run, and remove what has gone; errors of `pull`."""
+    def push(self, folder: str = "", *, on_second_look: bool = False) -> None:
+        """Upload what has changed here below a folder of the run, and remove there what has gone here.
+
+        With `on_second_look` only what the last push has missed, too: a mirror that is being removed is no order.
+
+        Raises:
+            StorageError: the store cannot be written, or the mirror has gone: then nothing is removed there.
+        """
         with self._lock:
             first = self._changed(folder)
             vouching = self._contents(filter(_vouches, first))
@@ -103,8 +112,9 @@ class Mirror:
             for name, content in vouching.items():
                 open_folder(self.store).write_bytes(name, content)
                 self._agreed[name] = first[name]
-            gone = [name for name in self._agreed if _is_below(name, folder) and not (self.root / name).exists()]
-            _each(self._remove, gone)
+            gone = {name for name in self._agreed if _is_below(name, folder) and not (self.root / name).exists()}
+            due, self._gone = gone & self._gone if on_second_look else gone, gone
+            _each(self._remove, due)
 
     @contextmanager
     def pushing(self, folder: str = "", *, may: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -115,7 +125,7 @@ class Mirror:
             try:
                 while not ended.wait(PUSH_EVERY_S):
                     may()
-                    self.push(folder)
+                    self.push(folder, on_second_look=True)
             except Exception as error:  # noqa: BLE001 - whatever it is, `check` tells
                 self._failure = error
 
@@ -190,6 +200,11 @@ class Mirror:
             self._agreed[name] = stamp
 
     def _remove(self, name: str) -> None:
+        if self._own is None or _inode(self.root / ROOT_LOCK) != self._own:
+            raise StorageError(
+                f"the mirror of {self.store} in ICHSEARCH_CACHE must stay while it is used, but was removed; the store "
+                "still holds the run: give the same command again"
+            )
         open_folder(self.store).remove(name)
         self._forget(name)
 
@@ -259,6 +274,12 @@ def _vouches(name: str) -> bool:
 def _stamp(path: Path) -> _Stamp:
     info = path.stat()
     return _Stamp(info.st_size, info.st_mtime_ns)
+
+
+def _inode(path: Path) -> int | None:
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return None
 
 
 def _make_hole(path: Path, n_bytes: int) -> None:
