@@ -6,8 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from slice_sets import make_rows, write_shards
@@ -304,6 +306,56 @@ def test_a_claim_written_after_it_was_removed_is_of_an_earlier_generation(run: F
         with pytest.raises(AlreadyRunningError):
             frozen.check()
     frozen.release()
+
+
+class Frozen(Claim):
+    """A driver that is frozen, for longer than the lapse, between its first look and its writing that it holds."""
+
+    meanwhile: Callable[[], object]
+
+    def __init__(self, store: str) -> None:
+        super().__init__(store, "frozen", beat_s=1e9)
+        self._token = min("0", self._token)  # before all others
+
+    def _held_by_others(self) -> dict[str, Any]:
+        found = super()._held_by_others()
+        self.meanwhile()
+        return found
+
+
+def test_a_driver_that_was_frozen_while_it_asked_yields_to_the_one_that_drives(run: Folder) -> None:
+    frozen = Frozen(run.location)
+    with ExitStack() as stack:
+        frozen.meanwhile = lambda: stack.enter_context(claimed(run.location, "other", beat_s=0.1, lapse_s=0.5))
+        with pytest.raises(AlreadyRunningError, match="is already running"):
+            frozen.take()
+        frozen.release()
+
+
+def test_a_driver_that_was_frozen_and_got_through_stops_at_its_next_check(run: Folder) -> None:
+    """It wakes after the other one has looked last, and before that one has written that it drives."""
+    got_through = threading.Event()
+
+    class Other(Claim):
+        def _write(self) -> None:
+            if self._drives and not got_through.is_set():
+                woken.set()
+                assert got_through.wait(10)
+            super()._write()
+
+    asleep, woken, frozen = threading.Event(), threading.Event(), Frozen(run.location)
+    frozen.meanwhile = lambda: (asleep.set(), woken.wait(10))
+    other = Other(run.location, "other", beat_s=1e9, lapse_s=0.5)
+    taking = threading.Thread(target=lambda: (frozen.take(), got_through.set()))
+    taking.start()
+    assert asleep.wait(10)
+    other.take()
+    taking.join()
+    with pytest.raises(AlreadyRunningError, match="another driver took"):
+        frozen.check()
+    other.check()
+    frozen.release()
+    other.release()
 
 
 def test_a_store_that_comes_back_is_waited_for(store: Store, run: Folder) -> None:
