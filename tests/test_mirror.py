@@ -82,6 +82,28 @@ def test_what_changes_here_changes_there_and_what_goes_goes(run: Folder) -> None
     assert {name: run.read_bytes(name) for name in run.names()} == expected
 
 
+def test_what_a_driver_has_written_meanwhile_stays(run: Folder) -> None:
+    """A verb that only looks writes its table, too, but of what it found when it began."""
+    run.write_bytes("leaderboard.csv", b"as found\n")
+    with opened(run.location) as folder:
+        assert folder.mirror
+        folder.leaderboard.write_text("outdated\n")
+        folder.report.write_text("outdated\n")
+        folder.ensemble.write_text("{}")
+        run.write_bytes("leaderboard.csv", b"final\n")
+        run.write_bytes("report.html", b"final\n")
+    assert run.read_bytes("leaderboard.csv") == run.read_bytes("report.html") == b"final\n"
+    assert run.read_bytes("ensemble.json") == b"{}"
+
+
+def test_what_is_written_again_after_a_push_is_pushed_again(run: Folder) -> None:
+    with opened(run.location) as folder:
+        with driving(folder):
+            folder.leaderboard.write_text("first")
+        folder.leaderboard.write_text("at the end")
+    assert run.read_bytes("leaderboard.csv") == b"at the end"
+
+
 def test_a_mirror_that_is_removed_takes_nothing_from_the_store(run: Folder) -> None:
     """As by somebody who clears the cache while a driver runs."""
     with pytest.raises(StorageError, match="same command"), opened(run.location) as folder, driving(folder):

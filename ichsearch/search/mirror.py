@@ -53,6 +53,7 @@ class Mirror:
         self.store, self.root, self.journal = store, root, Segments(store, root / JOURNAL)
         self._agreed: dict[str, _Stamp] = {}  # what the files here were like when they were as in the store
         self._seen: dict[str, _Stamp] = {}  # what those of the store were like
+        self._sent: set[str] = set()  # what of the store is from here
         self._holes: set[str] = set()
         self._gone: set[str] = set()  # what the last push has missed here
         self._own = _inode(root / ROOT_LOCK)
@@ -111,10 +112,20 @@ class Mirror:
             _each(self._send, [name for name in self._changed(folder) if not _vouches(name)])
             for name, content in vouching.items():
                 open_folder(self.store).write_bytes(name, content)
-                self._agreed[name] = first[name]
+                self._note_sent(name, first[name])
             gone = {name for name in self._agreed if _is_below(name, folder) and not (self.root / name).exists()}
             due, self._gone = gone & self._gone if on_second_look else gone, gone
             _each(self._remove, due)
+
+    def push_unless_outdated(self) -> None:
+        """`push` all but what somebody else has written since it was brought: a driver knows more by now."""
+        with self._lock:
+            if changed := self._changed(""):
+                there = {self._name(file): _stamp_of(file) for file in open_folder(self.store).files()}
+                for name in (changed.keys() & there.keys()) - self._sent:
+                    if there[name] != self._seen.get(name):
+                        self._agreed[name] = changed[name]
+            self.push()
 
     @contextmanager
     def pushing(self, folder: str = "", *, may: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -149,7 +160,7 @@ class Mirror:
                 path.unlink()
 
     def _bring(self, name: str, file: FoundFile, *, hole: bool) -> None:
-        path, stamp = self.root / name, _Stamp(file.n_bytes, file.modified_ns)
+        path, stamp = self.root / name, _stamp_of(file)
         if path.exists():
             is_known = self._seen.get(name) == stamp and (hole or name not in self._holes)
             if is_known or self._agreed.get(name) != _stamp(path):
@@ -197,7 +208,11 @@ class Mirror:
         with suppress(FileNotFoundError):  # removed a moment ago
             stamp = _stamp(path)
             upload(path, below(self.store, name))
-            self._agreed[name] = stamp
+            self._note_sent(name, stamp)
+
+    def _note_sent(self, name: str, stamp: _Stamp) -> None:
+        self._agreed[name] = stamp
+        self._sent.add(name)
 
     def _remove(self, name: str) -> None:
         if self._own is None or _inode(self.root / ROOT_LOCK) != self._own:
@@ -274,6 +289,10 @@ def _vouches(name: str) -> bool:
 def _stamp(path: Path) -> _Stamp:
     info = path.stat()
     return _Stamp(info.st_size, info.st_mtime_ns)
+
+
+def _stamp_of(file: FoundFile) -> _Stamp:
+    return _Stamp(file.n_bytes, file.modified_ns)
 
 
 def _inode(path: Path) -> int | None:
