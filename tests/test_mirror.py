@@ -24,6 +24,7 @@ from ichsearch.search.mirror import Mirror, mirrors_folder, scratch
 from ichsearch.search.node_folder import on_node
 from ichsearch.search.run_folder import RunFolder, opened
 from ichsearch.search.segments import Segments
+from ichsearch.search.watchdog import explain_hang, has_hung
 from ichsearch.shards import copies
 from ichsearch.storage import Folder, open_folder
 
@@ -193,21 +194,81 @@ def test_a_worker_follows_its_trial_and_stops_when_another_one_has_begun(run: Fo
 
 
 @pytest.mark.slow
-def test_the_stacks_of_a_worker_that_hung_reach_the_driver(run: Folder) -> None:
+def test_a_driver_on_another_node_sees_that_a_worker_hung(
+    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = """
-import faulthandler, sys, time
-from pathlib import Path
+import sys, time
 from ichsearch.search.node_folder import on_node
 from ichsearch.search.run_folder import opened
 from ichsearch.search.watchdog import ended_when_hung
-with opened(sys.argv[1]) as run, on_node(run, run.trial("0000")) as node, ended_when_hung(node.trial("0000"), 0.1):
+with opened(sys.argv[1]) as run, on_node(run, run.trial("0000")) as node, ended_when_hung(node.trial("0000"), 20):
     time.sleep(60)
 """
     assert subprocess.run([sys.executable, "-c", code, run.location], check=False).returncode == 1
+    monkeypatch.setenv("ICHSEARCH_CACHE", str(tmp_path / "another node"))
     with opened(run.location) as folder:
-        assert "time" not in run.names()
-        assert "most recent call first" in (folder.trial("0000") / "hung.txt").read_text()
+        assert has_hung(folder.trial("0000"))
+        explain_hang(folder.trial("0000"))
+        assert "most recent call first" in (folder.trial("0000") / "error.txt").read_text()
+
+
+def hung_mirror(run: Folder) -> Path:
+    """What a worker leaves on this node that hung and could not tell; the store knows that it was watched."""
+    run.write_bytes(HUNG, b"")
+    with scratch(run.location) as root:
+        pass
+    (root / HUNG).parent.mkdir(parents=True)
+    (root / HUNG).write_text("most recent call first")
+    (root / ".lock").touch()
+    return root
+
+
+HUNG = "trials/0000/hung.txt"
+
+
+def test_the_stacks_of_a_worker_that_hung_reach_a_driver_on_its_node(run: Folder) -> None:
+    hung_mirror(run)
+    with opened(run.location) as folder:
+        assert has_hung(folder.trial("0000"))
     assert not list(mirrors_folder().iterdir()), "those of dead processes go, too"
+
+
+def test_the_stacks_of_a_worker_that_hung_reach_the_store_before_they_go(run: Folder) -> None:
+    """Another trial ends on its node."""
+    root = hung_mirror(run)
+    with scratch(run.location):
+        assert run.read_bytes(HUNG) == b""
+    assert run.read_bytes(HUNG) == b"most recent call first"
+    assert not root.exists()
+
+
+def test_stacks_that_a_driver_has_explained_do_not_come_back(run: Folder) -> None:
+    hung_mirror(run)
+    run.remove(HUNG)
+    with scratch(run.location):
+        pass
+    assert HUNG not in run.names()
+
+
+def test_two_processes_that_rescue_the_same_stacks_do_not_mind(run: Folder) -> None:
+    root, failures = hung_mirror(run), []
+
+    def rescue() -> None:
+        try:
+            with opened(run.location):
+                pass
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=rescue) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert run.read_bytes(HUNG) == b"most recent call first"
+    assert not root.exists()
 
 
 def test_segments_make_the_journal_again(run: Folder, tmp_path: Path) -> None:

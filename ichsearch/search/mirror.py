@@ -78,7 +78,8 @@ class Mirror:
             StorageError: the store cannot be read.
         """
         with self._lock:
-            self._rescue_stacks(folder)
+            for root in _dead_mirrors(self.store):
+                _rescue_stacks(root, self.store, folder)
             if not folder:
                 if not open_folder(self.store).exists(SPACE):  # no run yet: whatever is there is not ours to bring
                     return
@@ -150,14 +151,6 @@ class Mirror:
             self.check()
             may()
             self.push(folder)
-
-    def _rescue_stacks(self, folder: str) -> None:
-        """Upload what processes of this node wrote when they ended because they hung: nobody else could."""
-        for path in mirrors_folder().glob(f"{_prefix(self.store)}*/{folder or '**'}/{STACKS}"):
-            name = path.relative_to(mirrors_folder())
-            if is_dead(mirrors_folder() / name.parts[0]) and path.stat().st_size:
-                upload(path, below(self.store, Path(*name.parts[1:]).as_posix()))
-                path.unlink()
 
     def _bring(self, name: str, file: FoundFile, *, hole: bool) -> None:
         path, stamp = self.root / name, _stamp_of(file)
@@ -241,9 +234,29 @@ def scratch(store: str) -> Iterator[Path]:
             yield root
         finally:
             shutil.rmtree(root, ignore_errors=True)
-            for other in mirrors.iterdir():
-                if is_dead(other):
-                    shutil.rmtree(other, ignore_errors=True)
+            for dead in _dead_mirrors(store):
+                with suppress(OSError, StorageError):  # away: a mirror that goes is no reason to end with
+                    _rescue_stacks(dead, store)
+            for dead in _dead_mirrors():
+                shutil.rmtree(dead, ignore_errors=True)
+
+
+def _dead_mirrors(store: str | None = None) -> list[Path]:
+    """What processes of this node have left that are dead, of this run or of all."""
+    return [root for root in mirrors_folder().glob(f"{_prefix(store) if store else ''}*") if is_dead(root)]
+
+
+def _rescue_stacks(root: Path, store: str, folder: str = "") -> None:
+    """Upload what a process wrote when it ended because it hung, unless it is known already: nobody else could."""
+    there = open_folder(store)
+    for parent, _, names in os.walk(root / folder):
+        if STACKS in names:
+            path = Path(parent, STACKS)
+            name = path.relative_to(root).as_posix()
+            with suppress(FileNotFoundError):  # another process of this node has been quicker
+                if path.stat().st_size and there.exists(name):
+                    upload(path, below(store, name))
+                path.unlink()
 
 
 def _prefix(store: str) -> str:
