@@ -151,7 +151,7 @@ def test_an_upload_that_is_interrupted_leaves_nothing(
     remote: Folder, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(path: Path) -> Iterator[bytes]:
-        yield path.read_bytes()
+        yield from (path.read_bytes(), path.read_bytes())
         raise KeyboardInterrupt
 
     def upload() -> None:
@@ -163,6 +163,27 @@ def test_an_upload_that_is_interrupted_leaves_nothing(
         upload()
     assert remote.names() == []
     assert list(temporary.iterdir()) == []
+
+
+def test_an_upload_of_a_file_that_cannot_be_read_on_keeps_what_was_there(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path) -> Iterator[bytes]:
+        yield b"half"
+        raise storage._SourceError(FileNotFoundError(path))
+
+    monkeypatch.setattr(storage, "_pieces", failing)
+    remote.write_bytes("a", b"before")
+    with pytest.raises(FileNotFoundError):
+        storage.upload(tmp_path / "gone", f"{remote.location}/a")
+    assert remote.read_bytes("a") == b"before"
+
+
+def test_an_upload_of_a_file_that_has_gone_keeps_what_was_there(remote: Folder, tmp_path: Path) -> None:
+    remote.write_bytes("a", b"before")
+    with pytest.raises(FileNotFoundError):
+        storage.upload(tmp_path / "gone", f"{remote.location}/a")
+    assert remote.read_bytes("a") == b"before"
 
 
 def test_a_removed_file_is_gone_and_removing_it_again_is_fine(folder: Folder) -> None:

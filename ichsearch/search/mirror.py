@@ -1,8 +1,9 @@
 """A run folder in an object store, as a folder on this node's disk: the store is the truth, the mirror a copy of it.
 
 In: the location of a run, an empty folder. Out: files of the store here, and files of here in the store. An object is
-whole or absent; the files that vouch for others (`VOUCHING`) are uploaded behind them, as they were before these.
-Each file has one writer: a trial's worker writes below `trials/<id>/` while it runs, the driver all else.
+whole or absent: a small one that is written over is never gone, a large one may be if its upload fails. The files that
+vouch for others (`VOUCHING`) are uploaded behind them, as they were before these. Each file has one
+writer: a trial's worker writes below `trials/<id>/` while it runs, the driver all else.
 """
 
 import fcntl
