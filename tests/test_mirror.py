@@ -1,4 +1,4 @@
-"""Run folders in a store: what a mirror brings and sends, the journal's segments, claims, and a store that is away."""
+"""Run folders in a store: what a mirror brings and sends, what it takes away, and a store that is away."""
 
 import os
 import shutil
@@ -6,10 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from slice_sets import make_rows, write_shards
@@ -17,13 +14,10 @@ from stores import Store, new_folder
 
 from ichsearch.data.cache import local_shards, open_slices
 from ichsearch.errors import AlreadyRunningError, ConfigError, DataError, StorageError
-from ichsearch.locations import below
-from ichsearch.search.claims import Claim, claimed
 from ichsearch.search.driving import driving
 from ichsearch.search.mirror import Mirror, mirrors_folder, scratch
 from ichsearch.search.node_folder import on_node
 from ichsearch.search.run_folder import RunFolder, opened
-from ichsearch.search.segments import Segments
 from ichsearch.search.watchdog import explain_hang, has_hung
 from ichsearch.shards import copies
 from ichsearch.storage import Folder, open_folder
@@ -269,176 +263,6 @@ def test_two_processes_that_rescue_the_same_stacks_do_not_mind(run: Folder) -> N
     assert failures == []
     assert run.read_bytes(HUNG) == b"most recent call first"
     assert not root.exists()
-
-
-def test_segments_make_the_journal_again(run: Folder, tmp_path: Path) -> None:
-    path = tmp_path / "journal.log"
-    journal = Segments(run.location, path)
-    journal.pull()
-    with path.open("ab") as file:
-        file.write(b"three\n")
-    journal.push()
-    journal.push()
-    assert run.read_bytes("journal/00000002") == b"three\n"
-    Segments(run.location, tmp_path / "again.log").pull()
-    assert (tmp_path / "again.log").read_bytes() == b"one\ntwo\nthree\n"
-
-
-def test_half_a_line_of_a_torn_segment_never_counts(run: Folder, tmp_path: Path) -> None:
-    run.write_bytes("journal/00000002", b"three\nfo")
-    path = tmp_path / "journal.log"
-    journal = Segments(run.location, path)
-    journal.pull()
-    assert path.read_bytes() == b"one\ntwo\nthree\n"
-    with path.open("ab") as file:
-        file.write(b"five\n")
-    journal.push()
-    journal.pull()
-    assert path.read_bytes() == b"one\ntwo\nthree\nfive\n"
-
-
-def test_a_segment_is_never_written_over(run: Folder, tmp_path: Path) -> None:
-    journals = [Segments(run.location, tmp_path / name) for name in ("one.log", "other.log")]
-    for number, journal in enumerate(journals):
-        journal.pull()
-        with (tmp_path / ("one.log", "other.log")[number]).open("ab") as file:
-            file.write(b"mine %d\n" % number)
-    journals[0].push()
-    with pytest.raises(AlreadyRunningError):
-        journals[1].push()
-    assert run.read_bytes("journal/00000002") == b"mine 0\n"
-
-
-def test_a_missing_segment_is_told(run: Folder, tmp_path: Path) -> None:
-    run.write_bytes("journal/00000003", b"four\n")
-    with pytest.raises(StorageError, match="lacks one"):
-        Segments(run.location, tmp_path / "journal.log").pull()
-
-
-def race(location: str, drivers: int) -> tuple[int, int]:
-    """Drivers that start at once, each as on another node: how many get the run, how many are refused."""
-    got, refused = [], []
-    ready, done = threading.Barrier(drivers), threading.Barrier(drivers)
-
-    def drive(number: int) -> None:
-        ready.wait()
-        try:
-            with claimed(location, f"elsewhere-{number}", beat_s=0.1):
-                got.append(number)
-                done.wait()
-        except AlreadyRunningError:
-            refused.append(number)
-            done.wait()
-
-    threads = [threading.Thread(target=drive, args=(number,)) for number in range(drivers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(got), len(refused)
-
-
-def test_of_many_drivers_at_once_one_gets_the_run(run: Folder) -> None:
-    for number in range(3):
-        location = f"{run.location}/{number}"
-        assert race(location, 4) == (1, 3)
-        assert open_folder(below(location, "lease")).names() == []
-
-
-def test_a_driver_that_beats_is_not_disturbed(run: Folder) -> None:
-    with claimed(run.location, "one", beat_s=0.1) as held:
-        with pytest.raises(AlreadyRunningError, match="is already running"), claimed(run.location, "other", beat_s=0.1):
-            pass
-        held.check()
-    with claimed(run.location, "other"):
-        pass
-
-
-def test_a_driver_of_this_node_is_known_to_live_or_to_be_dead_at_once(run: Folder) -> None:
-    with ExitStack() as stack:
-        with scratch(run.location) as root:
-            dead = Claim(run.location, root.name, beat_s=1e9)
-            dead.take()
-            with pytest.raises(AlreadyRunningError), claimed(run.location, "other", lapse_s=1e9):
-                pass
-        root.mkdir()  # as a killed one leaves it
-        (root / ".lock").touch()
-        stack.callback(dead.release)
-        with claimed(run.location, "other", lapse_s=1e9):
-            assert len(open_folder(below(run.location, "lease")).names()) == 1
-
-
-def test_a_driver_that_only_seemed_dead_stops(run: Folder) -> None:
-    frozen = Claim(run.location, "frozen", beat_s=1e9)
-    frozen.take()
-    frozen.check()
-    with claimed(run.location, "other", beat_s=0.1, lapse_s=0.5) as held:
-        with pytest.raises(AlreadyRunningError, match="another driver took"):
-            frozen.check()
-        held.check()
-    frozen.release()
-
-
-def test_a_claim_written_after_it_was_removed_is_of_an_earlier_generation(run: Folder) -> None:
-    """The beat of a driver that was frozen between its look and its writing."""
-    frozen = Claim(run.location, "frozen", beat_s=1e9)
-    frozen.take()
-    with claimed(run.location, "other", beat_s=0.1, lapse_s=0.5) as held:
-        frozen._write()
-        held.check()
-        with pytest.raises(AlreadyRunningError):
-            frozen.check()
-    frozen.release()
-
-
-class Frozen(Claim):
-    """A driver that is frozen, for longer than the lapse, between its first look and its writing that it holds."""
-
-    meanwhile: Callable[[], object]
-
-    def __init__(self, store: str) -> None:
-        super().__init__(store, "frozen", beat_s=1e9)
-        self._token = min("0", self._token)  # before all others
-
-    def _held_by_others(self) -> dict[str, Any]:
-        found = super()._held_by_others()
-        self.meanwhile()
-        return found
-
-
-def test_a_driver_that_was_frozen_while_it_asked_yields_to_the_one_that_drives(run: Folder) -> None:
-    frozen = Frozen(run.location)
-    with ExitStack() as stack:
-        frozen.meanwhile = lambda: stack.enter_context(claimed(run.location, "other", beat_s=0.1, lapse_s=0.5))
-        with pytest.raises(AlreadyRunningError, match="is already running"):
-            frozen.take()
-        frozen.release()
-
-
-def test_a_driver_that_was_frozen_and_got_through_stops_at_its_next_check(run: Folder) -> None:
-    """It wakes after the other one has looked last, and before that one has written that it drives."""
-    got_through = threading.Event()
-
-    class Other(Claim):
-        def _write(self) -> None:
-            if self._drives and not got_through.is_set():
-                woken.set()
-                assert got_through.wait(10)
-            super()._write()
-
-    asleep, woken, frozen = threading.Event(), threading.Event(), Frozen(run.location)
-    frozen.meanwhile = lambda: (asleep.set(), woken.wait(10))
-    other = Other(run.location, "other", beat_s=1e9, lapse_s=0.5)
-    taking = threading.Thread(target=lambda: (frozen.take(), got_through.set()))
-    taking.start()
-    assert asleep.wait(10)
-    other.take()
-    taking.join()
-    with pytest.raises(AlreadyRunningError, match="another driver took"):
-        frozen.check()
-    other.check()
-    frozen.release()
-    other.release()
 
 
 def test_a_store_that_comes_back_is_waited_for(store: Store, run: Folder) -> None:
