@@ -89,7 +89,8 @@ class Claim:
         while held := self._held_by_others():
             for token, claim in held.items():
                 if self._state(token, claim) == "living":
-                    return self._yield_to(claim)
+                    self._yield_to(claim)
+                    return None
             time.sleep(LOOK_EVERY_S)
         self._held = True
         self._write()
