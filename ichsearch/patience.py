@@ -32,7 +32,9 @@ Result = TypeVar("Result")
 
 
 def patiently(where: str, work: Callable[[], Result]) -> Result:
-    """Do `work`, again and again while the store is away: after pauses that double, each shortened by chance.
+    """Do `work`, at the location `where`, again and again while the store is away.
+
+    Pauses double, and each is shortened by chance.
 
     Raises:
         StorageError: it stayed away.
@@ -42,7 +44,7 @@ def patiently(where: str, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except (OSError, pa.ArrowException) as error:
-            if isinstance(error, FileNotFoundError | PermissionError) or not AWAY.search(str(error)):
+            if isinstance(error, FileNotFoundError | PermissionError) or not _is_away(error, where):
                 raise
             if time.monotonic() + pause_s > until_s:
                 raise StorageError(
@@ -51,6 +53,12 @@ def patiently(where: str, work: Callable[[], Result]) -> Result:
                 ) from error
         time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - so that workers do not come back all at once
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _is_away(error: Exception, where: str) -> bool:
+    """Whether an error says that a store is away; the names of a place, which it repeats, say nothing."""
+    names = "|".join(re.escape(name) for name in re.split(r"[/@]", where.partition("://")[2]) if name)
+    return AWAY.search(re.sub(rf"(?<!\w)({names})(?!\w)", "", str(error))) is not None
 
 
 def patience_s() -> float:

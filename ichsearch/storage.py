@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
@@ -230,12 +231,21 @@ class _SourceError(Exception):
 
 
 def _put(place: Place, pieces: Callable[[], Iterable[bytes]]) -> None:
-    """Write one object. Arrow completes an upload that is closed early, so that what is cut short is removed again."""
+    """Write one object; of a small one nothing reaches the store before its stream is closed.
+
+    Arrow completes an upload that is closed early, so that what is cut short of a large one is removed again.
+    """
 
     def write() -> None:
+        coming = iter(pieces())
+        first = list(islice(coming, 2))
         stream = _store(place).open_output_stream(place.key)
+        if len(first) < 2 and sum(map(len, first)) <= PIECE_BYTES:
+            stream.write(b"".join(first))
+            stream.close()
+            return
         try:
-            for piece in pieces():
+            for piece in chain(first, coming):
                 stream.write(piece)
         except BaseException:
             with suppress(OSError):

@@ -21,7 +21,7 @@ class Store:
         self._server.start()
         self._target = self._server.get_host_and_port()
         self._door = socket.create_server(("127.0.0.1", 0))
-        self._is_open, self._through = True, set[socket.socket]()
+        self._is_open, self._through, self._passing = True, set[socket.socket](), threading.Lock()
         threading.Thread(target=self._serve, daemon=True).start()
         self.uri = f"s3://{BUCKET}"
 
@@ -33,10 +33,11 @@ class Store:
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """Nobody gets through, and who is through is thrown out."""
-        self._is_open = False
-        for connection in list(self._through):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        with self._passing:
+            self._is_open = False
+            for connection in self._through:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
         try:
             yield
         finally:
@@ -55,16 +56,21 @@ class Store:
         with contextlib.suppress(OSError):
             while True:
                 visitor, _ = self._door.accept()
-                try:
-                    if not self._is_open:
-                        raise ConnectionRefusedError
-                    server = socket.create_connection(self._target)
-                except OSError:
-                    visitor.close()
-                    continue
-                for one, other in ((visitor, server), (server, visitor)):
-                    self._through.add(one)
-                    threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+                with self._passing:
+                    if self._is_open:
+                        self._let_through(visitor)
+                    else:
+                        visitor.close()
+
+    def _let_through(self, visitor: socket.socket) -> None:
+        try:
+            server = socket.create_connection(self._target)
+        except OSError:
+            visitor.close()
+            return
+        for one, other in ((visitor, server), (server, visitor)):
+            self._through.add(one)
+            threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
 
     def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -73,7 +79,8 @@ class Store:
         for end in (one, other):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-        self._through.discard(one)
+        with self._passing:
+            self._through.discard(one)
         one.close()
 
 

@@ -131,6 +131,17 @@ with ended_when_hung(Path({str(tmp_path)!r}), 0.3):
     assert not has_hung(tmp_path)
 
 
+def test_a_process_that_fails_after_its_stacks_were_written_has_not_hung(tmp_path: Path) -> None:
+    def work() -> None:
+        time.sleep(1.5)
+        assert has_hung(tmp_path), "a driver elsewhere would see it"
+        raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"), ended_when_hung(tmp_path, 2.0):
+        work()
+    assert not has_hung(tmp_path)
+
+
 def test_a_process_that_is_in_time_leaves_no_trace(tmp_path: Path) -> None:
     with ended_when_hung(tmp_path / "trial", hangs_after_s(0.0)):
         assert not has_hung(tmp_path / "trial")

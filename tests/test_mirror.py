@@ -1,11 +1,11 @@
-"""Run folders in a store: what a mirror brings and sends, the journal's segments, claims, and a store that is away."""
+"""Run folders in a store: what a mirror brings and sends, what it takes away, and a store that is away."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,11 @@ from stores import Store, new_folder
 
 from ichsearch.data.cache import local_shards, open_slices
 from ichsearch.errors import AlreadyRunningError, ConfigError, DataError, StorageError
-from ichsearch.locations import below
-from ichsearch.search.claims import Claim, claimed
+from ichsearch.search.driving import driving
 from ichsearch.search.mirror import Mirror, mirrors_folder, scratch
 from ichsearch.search.node_folder import on_node
 from ichsearch.search.run_folder import RunFolder, opened
-from ichsearch.search.segments import Segments
+from ichsearch.search.watchdog import explain_hang, has_hung
 from ichsearch.shards import copies
 from ichsearch.storage import Folder, open_folder
 
@@ -76,6 +75,52 @@ def test_what_changes_here_changes_there_and_what_goes_goes(run: Folder) -> None
     expected = {**CONTENT, "space.yaml": b"name: b\n", "leaderboard.csv": b"trial\n"}
     del expected["trials/0000/weights.safetensors"]
     assert {name: run.read_bytes(name) for name in run.names()} == expected
+
+
+def test_what_a_driver_has_written_meanwhile_stays(run: Folder) -> None:
+    """A verb that only looks writes its table, too, but of what it found when it began."""
+    run.write_bytes("leaderboard.csv", b"as found\n")
+    with opened(run.location) as folder:
+        assert folder.mirror
+        folder.leaderboard.write_text("outdated\n")
+        folder.report.write_text("outdated\n")
+        folder.ensemble.write_text("{}")
+        run.write_bytes("leaderboard.csv", b"final\n")
+        run.write_bytes("report.html", b"final\n")
+    assert run.read_bytes("leaderboard.csv") == run.read_bytes("report.html") == b"final\n"
+    assert run.read_bytes("ensemble.json") == b"{}"
+
+
+def test_what_is_written_again_after_a_push_is_pushed_again(run: Folder) -> None:
+    with opened(run.location) as folder:
+        with driving(folder):
+            folder.leaderboard.write_text("first")
+        folder.leaderboard.write_text("at the end")
+    assert run.read_bytes("leaderboard.csv") == b"at the end"
+
+
+def test_a_mirror_that_is_removed_takes_nothing_from_the_store(run: Folder) -> None:
+    """As by somebody who clears the cache while a driver runs."""
+    with pytest.raises(StorageError, match="same command"), opened(run.location) as folder, driving(folder):
+        shutil.rmtree(mirrors_folder())
+        (folder.root / "summary.json").parent.mkdir(parents=True)  # the driver knows nothing of it
+        (folder.root / "summary.json").write_text("{}")
+    left = {name: run.read_bytes(name) for name in run.names()}
+    assert left == CONTENT | {"summary.json": b"{}"}
+    with opened(run.location) as folder:
+        assert folder.space.read_bytes() == CONTENT["space.yaml"]
+
+
+def test_a_mirror_that_is_being_removed_takes_nothing_from_the_store(run: Folder) -> None:
+    """Its lock may be the last file to go."""
+    with pytest.raises(StorageError), opened(run.location) as folder:
+        assert folder.mirror
+        folder.space.unlink()
+        folder.mirror.push(on_second_look=True)
+        assert run.exists("space.yaml")
+        shutil.rmtree(folder.root)
+        folder.mirror.push(on_second_look=True)
+    assert run.exists("space.yaml")
 
 
 def test_metrics_are_never_there_before_what_they_vouch_for(run: Folder, tmp_path: Path) -> None:
@@ -143,141 +188,81 @@ def test_a_worker_follows_its_trial_and_stops_when_another_one_has_begun(run: Fo
 
 
 @pytest.mark.slow
-def test_the_stacks_of_a_worker_that_hung_reach_the_driver(run: Folder) -> None:
+def test_a_driver_on_another_node_sees_that_a_worker_hung(
+    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = """
-import faulthandler, sys, time
-from pathlib import Path
+import sys, time
 from ichsearch.search.node_folder import on_node
 from ichsearch.search.run_folder import opened
 from ichsearch.search.watchdog import ended_when_hung
-with opened(sys.argv[1]) as run, on_node(run, run.trial("0000")) as node, ended_when_hung(node.trial("0000"), 0.1):
+with opened(sys.argv[1]) as run, on_node(run, run.trial("0000")) as node, ended_when_hung(node.trial("0000"), 20):
     time.sleep(60)
 """
     assert subprocess.run([sys.executable, "-c", code, run.location], check=False).returncode == 1
+    monkeypatch.setenv("ICHSEARCH_CACHE", str(tmp_path / "another node"))
     with opened(run.location) as folder:
-        assert "time" not in run.names()
-        assert "most recent call first" in (folder.trial("0000") / "hung.txt").read_text()
+        assert has_hung(folder.trial("0000"))
+        explain_hang(folder.trial("0000"))
+        assert "most recent call first" in (folder.trial("0000") / "error.txt").read_text()
+
+
+def hung_mirror(run: Folder) -> Path:
+    """What a worker leaves on this node that hung and could not tell; the store knows that it was watched."""
+    run.write_bytes(HUNG, b"")
+    with scratch(run.location) as root:
+        pass
+    (root / HUNG).parent.mkdir(parents=True)
+    (root / HUNG).write_text("most recent call first")
+    (root / ".lock").touch()
+    return root
+
+
+HUNG = "trials/0000/hung.txt"
+
+
+def test_the_stacks_of_a_worker_that_hung_reach_a_driver_on_its_node(run: Folder) -> None:
+    hung_mirror(run)
+    with opened(run.location) as folder:
+        assert has_hung(folder.trial("0000"))
     assert not list(mirrors_folder().iterdir()), "those of dead processes go, too"
 
 
-def test_segments_make_the_journal_again(run: Folder, tmp_path: Path) -> None:
-    path = tmp_path / "journal.log"
-    journal = Segments(run.location, path)
-    journal.pull()
-    with path.open("ab") as file:
-        file.write(b"three\n")
-    journal.push()
-    journal.push()
-    assert run.read_bytes("journal/00000002") == b"three\n"
-    Segments(run.location, tmp_path / "again.log").pull()
-    assert (tmp_path / "again.log").read_bytes() == b"one\ntwo\nthree\n"
+def test_the_stacks_of_a_worker_that_hung_reach_the_store_before_they_go(run: Folder) -> None:
+    """Another trial ends on its node."""
+    root = hung_mirror(run)
+    with scratch(run.location):
+        assert run.read_bytes(HUNG) == b""
+    assert run.read_bytes(HUNG) == b"most recent call first"
+    assert not root.exists()
 
 
-def test_half_a_line_of_a_torn_segment_never_counts(run: Folder, tmp_path: Path) -> None:
-    run.write_bytes("journal/00000002", b"three\nfo")
-    path = tmp_path / "journal.log"
-    journal = Segments(run.location, path)
-    journal.pull()
-    assert path.read_bytes() == b"one\ntwo\nthree\n"
-    with path.open("ab") as file:
-        file.write(b"five\n")
-    journal.push()
-    journal.pull()
-    assert path.read_bytes() == b"one\ntwo\nthree\nfive\n"
+def test_stacks_that_a_driver_has_explained_do_not_come_back(run: Folder) -> None:
+    hung_mirror(run)
+    run.remove(HUNG)
+    with scratch(run.location):
+        pass
+    assert HUNG not in run.names()
 
 
-def test_a_segment_is_never_written_over(run: Folder, tmp_path: Path) -> None:
-    journals = [Segments(run.location, tmp_path / name) for name in ("one.log", "other.log")]
-    for number, journal in enumerate(journals):
-        journal.pull()
-        with (tmp_path / ("one.log", "other.log")[number]).open("ab") as file:
-            file.write(b"mine %d\n" % number)
-    journals[0].push()
-    with pytest.raises(AlreadyRunningError):
-        journals[1].push()
-    assert run.read_bytes("journal/00000002") == b"mine 0\n"
+def test_two_processes_that_rescue_the_same_stacks_do_not_mind(run: Folder) -> None:
+    root, failures = hung_mirror(run), []
 
-
-def test_a_missing_segment_is_told(run: Folder, tmp_path: Path) -> None:
-    run.write_bytes("journal/00000003", b"four\n")
-    with pytest.raises(StorageError, match="lacks one"):
-        Segments(run.location, tmp_path / "journal.log").pull()
-
-
-def race(location: str, drivers: int) -> tuple[int, int]:
-    """Drivers that start at once, each as on another node: how many get the run, how many are refused."""
-    got, refused = [], []
-    ready, done = threading.Barrier(drivers), threading.Barrier(drivers)
-
-    def drive(number: int) -> None:
-        ready.wait()
+    def rescue() -> None:
         try:
-            with claimed(location, f"elsewhere-{number}", beat_s=0.1):
-                got.append(number)
-                done.wait()
-        except AlreadyRunningError:
-            refused.append(number)
-            done.wait()
+            with opened(run.location):
+                pass
+        except OSError as error:
+            failures.append(error)
 
-    threads = [threading.Thread(target=drive, args=(number,)) for number in range(drivers)]
+    threads = [threading.Thread(target=rescue) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return len(got), len(refused)
-
-
-def test_of_many_drivers_at_once_one_gets_the_run(run: Folder) -> None:
-    for number in range(3):
-        location = f"{run.location}/{number}"
-        assert race(location, 4) == (1, 3)
-        assert open_folder(below(location, "lease")).names() == []
-
-
-def test_a_driver_that_beats_is_not_disturbed(run: Folder) -> None:
-    with claimed(run.location, "one", beat_s=0.1) as held:
-        with pytest.raises(AlreadyRunningError, match="is already running"), claimed(run.location, "other", beat_s=0.1):
-            pass
-        held.check()
-    with claimed(run.location, "other"):
-        pass
-
-
-def test_a_driver_of_this_node_is_known_to_live_or_to_be_dead_at_once(run: Folder) -> None:
-    with ExitStack() as stack:
-        with scratch(run.location) as root:
-            dead = Claim(run.location, root.name, beat_s=1e9)
-            dead.take()
-            with pytest.raises(AlreadyRunningError), claimed(run.location, "other", lapse_s=1e9):
-                pass
-        root.mkdir()  # as a killed one leaves it
-        (root / ".lock").touch()
-        stack.callback(dead.release)
-        with claimed(run.location, "other", lapse_s=1e9):
-            assert len(open_folder(below(run.location, "lease")).names()) == 1
-
-
-def test_a_driver_that_only_seemed_dead_stops(run: Folder) -> None:
-    frozen = Claim(run.location, "frozen", beat_s=1e9)
-    frozen.take()
-    frozen.check()
-    with claimed(run.location, "other", beat_s=0.1, lapse_s=0.5) as held:
-        with pytest.raises(AlreadyRunningError, match="another driver took"):
-            frozen.check()
-        held.check()
-    frozen.release()
-
-
-def test_a_claim_written_after_it_was_removed_is_of_an_earlier_generation(run: Folder) -> None:
-    """The beat of a driver that was frozen between its look and its writing."""
-    frozen = Claim(run.location, "frozen", beat_s=1e9)
-    frozen.take()
-    with claimed(run.location, "other", beat_s=0.1, lapse_s=0.5) as held:
-        frozen._write()
-        held.check()
-        with pytest.raises(AlreadyRunningError):
-            frozen.check()
-    frozen.release()
+    assert failures == []
+    assert run.read_bytes(HUNG) == b"most recent call first"
+    assert not root.exists()
 
 
 def test_a_store_that_comes_back_is_waited_for(store: Store, run: Folder) -> None:

@@ -1,5 +1,6 @@
 """Storage: the same operations on a disk and on moto's S3 server, and the locations that are refused."""
 
+import json
 import os
 import pickle
 import re
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from dicom_files import head_hu, stored_12_bit, write_ct
 from stores import Store
@@ -16,6 +18,7 @@ from stores import Store
 from ichsearch import storage
 from ichsearch.errors import ConfigError, StorageError
 from ichsearch.locations import check_location, is_uri, parse_location
+from ichsearch.patience import patiently
 from ichsearch.storage import Folder, open_folder, read_file, with_state
 
 SECRET = "wJalrXUtnFEMI"  # noqa: S105 - looked for in messages
@@ -151,7 +154,7 @@ def test_an_upload_that_is_interrupted_leaves_nothing(
     remote: Folder, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(path: Path) -> Iterator[bytes]:
-        yield path.read_bytes()
+        yield from (path.read_bytes(), path.read_bytes())
         raise KeyboardInterrupt
 
     def upload() -> None:
@@ -163,6 +166,27 @@ def test_an_upload_that_is_interrupted_leaves_nothing(
         upload()
     assert remote.names() == []
     assert list(temporary.iterdir()) == []
+
+
+def test_an_upload_of_a_file_that_cannot_be_read_on_keeps_what_was_there(
+    remote: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path) -> Iterator[bytes]:
+        yield b"half"
+        raise storage._SourceError(FileNotFoundError(path))
+
+    monkeypatch.setattr(storage, "_pieces", failing)
+    remote.write_bytes("a", b"before")
+    with pytest.raises(FileNotFoundError):
+        storage.upload(tmp_path / "gone", f"{remote.location}/a")
+    assert remote.read_bytes("a") == b"before"
+
+
+def test_an_upload_of_a_file_that_has_gone_keeps_what_was_there(remote: Folder, tmp_path: Path) -> None:
+    remote.write_bytes("a", b"before")
+    with pytest.raises(FileNotFoundError):
+        storage.upload(tmp_path / "gone", f"{remote.location}/a")
+    assert remote.read_bytes("a") == b"before"
 
 
 def test_a_removed_file_is_gone_and_removing_it_again_is_fine(folder: Folder) -> None:
@@ -228,6 +252,43 @@ def test_a_bucket_that_is_missing_is_not_made() -> None:
     with pytest.raises(FileNotFoundError):
         folder.read_bytes("b")
     assert folder.names() == []
+
+
+def test_a_store_that_denies_is_not_waited_for_whatever_its_folders_are_called(store: Store) -> None:
+    client = boto3.client("s3", endpoint_url=store.endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket="timeout-bucket")
+    folder = open_folder("s3://timeout-bucket/runs/connection-study")
+    folder.write_bytes("curlCode", b"x")
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:*", "Resource": "arn:aws:s3:::timeout-bucket/*"}
+    client.put_bucket_policy(
+        Bucket="timeout-bucket", Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    )
+    began_s = time.monotonic()
+    with pytest.raises(StorageError, match=r"must be writable, but: .*ACCESS_DENIED"):
+        folder.write_bytes("curlCode", b"y")
+    with pytest.raises(OSError, match=r"must be readable, but: .*ACCESS_DENIED"):
+        folder.read_bytes("curlCode")
+    assert time.monotonic() - began_s < 30, "that of a store that is away is 120 s"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "When getting information for key 'a/connection' in bucket 'time': AWS Error NETWORK_CONNECTION during "
+        "HeadObject operation: curlCode: 28, Timeout was reached",
+        "AWS Error SLOW_DOWN during PutObject operation",
+        "HTTP status 503: no connection",
+    ],
+)
+def test_a_store_that_is_away_is_waited_for_whatever_its_folders_are_called(said: str) -> None:
+    failures = [OSError(said)]
+
+    def work() -> str:
+        if failures:
+            raise failures.pop()
+        return "back"
+
+    assert patiently("s3://time/a/connection/NETWORK", work) == "back"
 
 
 def test_a_key_that_arrow_refuses_is_an_os_error(s3: str) -> None:

@@ -114,7 +114,7 @@ def test_a_killed_search_goes_on_from_another_machine_and_ends_like_a_local_one(
     searched: Searched, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = searched.start(out, "killed")
-    driver.wait_for(lambda: len(finished(driver)) >= 2 and len(driver.events("started")) >= 3)
+    assert driver.wait_for(lambda: len(finished(driver)) >= 2 and len(driver.events("started")) >= 3), driver.said
     before = finished(driver)
     outlive(driver.kill(), ORPHANS_LIVE_S)
     forget_claims(out)
@@ -138,7 +138,7 @@ def test_a_second_driver_is_refused_and_a_dead_one_is_not_waited_for_long(
     searched: Searched, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = searched.start(out, "first")
-    driver.wait_for(lambda: bool(driver.events("started")))
+    assert driver.wait_for(lambda: bool(driver.events("started"))), driver.said
     another_machine(monkeypatch, tmp_path)
     second = searched.start(out, "second")
     assert second.end() == 8, second.said
@@ -146,19 +146,19 @@ def test_a_second_driver_is_refused_and_a_dead_one_is_not_waited_for_long(
     outlive(driver.kill(), ORPHANS_LIVE_S)
     began_s = time.monotonic()
     third = searched.start(out, "third")
-    third.wait_for(lambda: bool(third.events("opened")))
+    assert third.wait_for(lambda: bool(third.events("opened"))), third.said
     assert time.monotonic() - began_s < 60
     assert third.end() == 0, third.said
     pd.testing.assert_frame_equal(searched.results(out), searched.expected, check_exact=True)
 
 
 @pytest.mark.slow
-def test_a_store_that_is_away_for_some_seconds_costs_nothing(searched: Searched, out: str) -> None:
+def test_a_store_that_is_away_for_a_minute_costs_nothing(searched: Searched, out: str) -> None:
     driver = searched.start(out, "cut off")
-    for trials in (1, 2, 4):
-        driver.wait_for(lambda trials=trials: len(driver.events("started")) >= trials)  # type: ignore[misc]
+    for trials, away_s in ((1, 8), (2, 60), (4, 8)):
+        assert driver.wait_for(lambda trials=trials: len(driver.events("started")) >= trials), driver.said  # type: ignore[misc]
         with searched.store.away():
-            time.sleep(8)
+            time.sleep(away_s)
     assert driver.end() == 0, driver.said
     pd.testing.assert_frame_equal(searched.results(out), searched.expected, check_exact=True)
 
@@ -170,7 +170,7 @@ def test_a_store_that_stays_away_ends_the_run_which_goes_on_later(
     with monkeypatch.context() as patch:
         patch.setenv("ICHSEARCH_STORE_PATIENCE_S", "3")
         driver = searched.start(out, "given up")
-    driver.wait_for(lambda: len(finished(driver)) >= 2)
+    assert driver.wait_for(lambda: len(finished(driver)) >= 2), driver.said
     with searched.store.away():
         assert driver.end() == 7, driver.said
     assert "run the same command again" in driver.said

@@ -3,11 +3,13 @@
 In: the location of a run. Out: the same as of `lease`. Why two drivers never both hold it, in a store in which what was
 written is listed at once: a driver writes its claim, *asking*, lists the others, and withdraws if one that lives is
 *held*; else it writes *held*, lists again, and has the lease when no living claim of a smaller token is asking (it
-waits for that) or held (it withdraws). Of two, whoever lists later in that second round sees the other: if both are
-held, the larger token withdraws; had one of them got through before the other asked, the first list told so. Who
-withdrew tries again after a random pause, and is refused once somebody *drives*. One that dies at any point leaves a
-claim that does not beat: it counts for nothing after `lapse_s` by the newcomer's own clock, at once where its process
-is known to be dead. One that only seemed dead finds its claim removed or another held of a later generation, and stops.
+waits for that) or held (it withdraws), and none at all *drives* (it withdraws). Of two, whoever lists later in that
+second round sees the other: if both are held, the larger token withdraws; had one of them got through before the other
+asked, the first list told so. Who withdrew tries again after a random pause, and is refused once somebody drives. One
+that dies at any point leaves a claim that does not beat: it counts for nothing after `lapse_s` by the newcomer's own
+clock, at once where its process is known to be dead. One that only seemed dead may wake at any point: it finds its
+claim removed, or another that drives, or at its next `check` another held of a later generation, and stops; for whoever
+drives is of a later generation than all that it took for dead.
 """
 
 import json
@@ -70,32 +72,38 @@ class Claim:
             StorageError: the store cannot be written.
         """
         self._thread.start()
-        while not self._try():
+        while (dead := self._try()) is None:
             self._withdraw()
             time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - so that two that met do not meet again
         self.check()
+        self._generation += bool(dead)
         self._drives = True
         self._write()
-        for token in self._listen().keys() - self._living().keys():
+        for token in dead:
             self._folder.remove(token)
 
-    def _try(self) -> bool:
-        """Ask, hold, look; False if another driver asks as well and is before this one."""
+    def _try(self) -> set[str] | None:
+        """Ask, hold, look; the dead claims, or None if another driver asks as well and is before this one."""
         self._claims = True
         self._write()
         while held := self._held_by_others():
             for token, claim in held.items():
                 if self._state(token, claim) == "living":
-                    return self._yield_to(claim)
+                    self._yield_to(claim)
+                    return None
             time.sleep(LOOK_EVERY_S)
         self._held = True
         self._write()
-        while before := [claim for token, claim in self._living().items() if token < self._token]:
-            for claim in before:
-                if claim.get("held"):
-                    return self._yield_to(claim)
+        while True:
+            others = self._listen()
+            dead = {token for token, claim in others.items() if self._state(token, claim) == "silent"}
+            living = [(token, others[token]) for token in others.keys() - dead]
+            before = [claim for token, claim in living if token < self._token or claim.get("drives")]
+            if not before:
+                return dead
+            if any(claim.get("held") for claim in before):
+                return None
             time.sleep(LOOK_EVERY_S)
-        return True
 
     def _held_by_others(self) -> dict[str, Content]:
         """The held claims that are not known to be dead; when there are none, a generation after all the dead ones."""
@@ -104,10 +112,10 @@ class Claim:
         self._generation = 1 + max(map(_generation, held.values()), default=0)
         return {token: claim for token, claim in held.items() if self._state(token, claim) != "silent"}
 
-    def _yield_to(self, claim: Content) -> Literal[False]:
+    def _yield_to(self, claim: Content) -> None:
         """Go if another driver drives; if it only holds as yet, it may go itself."""
         if not claim.get("drives"):
-            return False
+            return
         who = f"process {claim.get('process')} on {str(claim.get('host')).partition(':')[0]}"
         raise AlreadyRunningError(
             f"one driver at a time: {self._store} is already running ({who}); wait for it, or give another --out"
@@ -183,10 +191,6 @@ class Claim:
         if time.monotonic() - heard.since_s >= self._lapse_s:
             return "silent"
         return "living" if heard.goes_on else "unknown"
-
-    def _living(self) -> dict[str, Content]:
-        """The other claims that are not known to be dead."""
-        return {token: claim for token, claim in self._listen().items() if self._state(token, claim) != "silent"}
 
 
 def _read(content: bytes) -> Content:

@@ -1,8 +1,9 @@
 """A run folder in an object store, as a folder on this node's disk: the store is the truth, the mirror a copy of it.
 
 In: the location of a run, an empty folder. Out: files of the store here, and files of here in the store. An object is
-whole or absent; the files that vouch for others (`VOUCHING`) are uploaded behind them, as they were before these.
-Each file has one writer: a trial's worker writes below `trials/<id>/` while it runs, the driver all else.
+whole or absent: a small one that is written over is never gone, a large one may be if its upload fails. The files that
+vouch for others (`VOUCHING`) are uploaded behind them, as they were before these. Each file has one
+writer: a trial's worker writes below `trials/<id>/` while it runs, the driver all else.
 """
 
 import fcntl
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from ichsearch.errors import StorageError
 from ichsearch.locations import below, parse_location
 from ichsearch.search.segments import JOURNAL, SEGMENTS, Segments
 from ichsearch.search.watchdog import STACKS
@@ -52,7 +54,10 @@ class Mirror:
         self.store, self.root, self.journal = store, root, Segments(store, root / JOURNAL)
         self._agreed: dict[str, _Stamp] = {}  # what the files here were like when they were as in the store
         self._seen: dict[str, _Stamp] = {}  # what those of the store were like
+        self._sent: set[str] = set()  # what of the store is from here
         self._holes: set[str] = set()
+        self._gone: set[str] = set()  # what the last push has missed here
+        self._own = _inode(root / ROOT_LOCK)
         self._lock = threading.RLock()
         self._failure: Exception | None = None
 
@@ -74,7 +79,8 @@ class Mirror:
             StorageError: the store cannot be read.
         """
         with self._lock:
-            self._rescue_stacks(folder)
+            for root in _dead_mirrors(self.store):
+                _rescue_stacks(root, self.store, folder)
             if not folder:
                 if not open_folder(self.store).exists(SPACE):  # no run yet: whatever is there is not ours to bring
                     return
@@ -94,17 +100,34 @@ class Mirror:
                     download(below(self.store, name), self.root / name)
                     self._agreed[name] = _stamp(self.root / name)
 
-    def push(self, folder: str = "") -> None:
-        """Upload what has changed here below a folder of the run, and remove what has gone; errors of `pull`."""
+    def push(self, folder: str = "", *, on_second_look: bool = False) -> None:
+        """Upload what has changed here below a folder of the run, and remove there what has gone here.
+
+        With `on_second_look` only what the last push has missed, too: a mirror that is being removed is no order.
+
+        Raises:
+            StorageError: the store cannot be written, or the mirror has gone: then nothing is removed there.
+        """
         with self._lock:
             first = self._changed(folder)
             vouching = self._contents(filter(_vouches, first))
             _each(self._send, [name for name in self._changed(folder) if not _vouches(name)])
             for name, content in vouching.items():
                 open_folder(self.store).write_bytes(name, content)
-                self._agreed[name] = first[name]
-            gone = [name for name in self._agreed if _is_below(name, folder) and not (self.root / name).exists()]
-            _each(self._remove, gone)
+                self._note_sent(name, first[name])
+            gone = {name for name in self._agreed if _is_below(name, folder) and not (self.root / name).exists()}
+            due, self._gone = gone & self._gone if on_second_look else gone, gone
+            _each(self._remove, due)
+
+    def push_unless_outdated(self) -> None:
+        """`push` all but what somebody else has written since it was brought: a driver knows more by now."""
+        with self._lock:
+            if changed := self._changed(""):
+                there = {self._name(file): _stamp_of(file) for file in open_folder(self.store).files()}
+                for name in (changed.keys() & there.keys()) - self._sent:
+                    if there[name] != self._seen.get(name):
+                        self._agreed[name] = changed[name]
+            self.push()
 
     @contextmanager
     def pushing(self, folder: str = "", *, may: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -115,7 +138,7 @@ class Mirror:
             try:
                 while not ended.wait(PUSH_EVERY_S):
                     may()
-                    self.push(folder)
+                    self.push(folder, on_second_look=True)
             except Exception as error:  # noqa: BLE001 - whatever it is, `check` tells
                 self._failure = error
 
@@ -130,16 +153,8 @@ class Mirror:
             may()
             self.push(folder)
 
-    def _rescue_stacks(self, folder: str) -> None:
-        """Upload what processes of this node wrote when they ended because they hung: nobody else could."""
-        for path in mirrors_folder().glob(f"{_prefix(self.store)}*/{folder or '**'}/{STACKS}"):
-            name = path.relative_to(mirrors_folder())
-            if is_dead(mirrors_folder() / name.parts[0]) and path.stat().st_size:
-                upload(path, below(self.store, Path(*name.parts[1:]).as_posix()))
-                path.unlink()
-
     def _bring(self, name: str, file: FoundFile, *, hole: bool) -> None:
-        path, stamp = self.root / name, _Stamp(file.n_bytes, file.modified_ns)
+        path, stamp = self.root / name, _stamp_of(file)
         if path.exists():
             is_known = self._seen.get(name) == stamp and (hole or name not in self._holes)
             if is_known or self._agreed.get(name) != _stamp(path):
@@ -187,9 +202,18 @@ class Mirror:
         with suppress(FileNotFoundError):  # removed a moment ago
             stamp = _stamp(path)
             upload(path, below(self.store, name))
-            self._agreed[name] = stamp
+            self._note_sent(name, stamp)
+
+    def _note_sent(self, name: str, stamp: _Stamp) -> None:
+        self._agreed[name] = stamp
+        self._sent.add(name)
 
     def _remove(self, name: str) -> None:
+        if self._own is None or _inode(self.root / ROOT_LOCK) != self._own:
+            raise StorageError(
+                f"the mirror of {self.store} in ICHSEARCH_CACHE must stay while it is used, but was removed; the store "
+                "still holds the run: give the same command again"
+            )
         open_folder(self.store).remove(name)
         self._forget(name)
 
@@ -211,9 +235,29 @@ def scratch(store: str) -> Iterator[Path]:
             yield root
         finally:
             shutil.rmtree(root, ignore_errors=True)
-            for other in mirrors.iterdir():
-                if is_dead(other):
-                    shutil.rmtree(other, ignore_errors=True)
+            for dead in _dead_mirrors(store):
+                with suppress(OSError, StorageError):  # away: a mirror that goes is no reason to end with
+                    _rescue_stacks(dead, store)
+            for dead in _dead_mirrors():
+                shutil.rmtree(dead, ignore_errors=True)
+
+
+def _dead_mirrors(store: str | None = None) -> list[Path]:
+    """What processes of this node have left that are dead, of this run or of all."""
+    return [root for root in mirrors_folder().glob(f"{_prefix(store) if store else ''}*") if is_dead(root)]
+
+
+def _rescue_stacks(root: Path, store: str, folder: str = "") -> None:
+    """Upload what a process wrote when it ended because it hung, unless it is known already: nobody else could."""
+    there = open_folder(store)
+    for parent, _, names in os.walk(root / folder):
+        if STACKS in names:
+            path = Path(parent, STACKS)
+            name = path.relative_to(root).as_posix()
+            with suppress(FileNotFoundError):  # another process of this node has been quicker
+                if path.stat().st_size and there.exists(name):
+                    upload(path, below(store, name))
+                path.unlink()
 
 
 def _prefix(store: str) -> str:
@@ -259,6 +303,16 @@ def _vouches(name: str) -> bool:
 def _stamp(path: Path) -> _Stamp:
     info = path.stat()
     return _Stamp(info.st_size, info.st_mtime_ns)
+
+
+def _stamp_of(file: FoundFile) -> _Stamp:
+    return _Stamp(file.n_bytes, file.modified_ns)
+
+
+def _inode(path: Path) -> int | None:
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino
+    return None
 
 
 def _make_hole(path: Path, n_bytes: int) -> None:

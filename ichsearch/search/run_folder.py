@@ -287,7 +287,8 @@ class RunFolder:
 def opened(location: str | Path) -> Iterator[RunFolder]:
     """The run folder at a location; one in a store is mirrored as long as the block runs, then what is new uploaded.
 
-    The mirror has holes for weights and the like: see `RunFolder.bring`.
+    What somebody else, such as the run's driver, has written there meanwhile stays. The mirror has holes for
+    weights and the like: see `RunFolder.bring`.
 
     Raises:
         ConfigError: the location is none.
@@ -301,7 +302,7 @@ def opened(location: str | Path) -> Iterator[RunFolder]:
         mirror = Mirror(folder.location, root)
         mirror.pull()
         yield RunFolder(root, mirror)
-        mirror.push()
+        mirror.push_unless_outdated()
 
 
 def replay_name(trial: str, seed: int, fold: int) -> str:

@@ -1,11 +1,13 @@
 """A trial that is stuck within one step ends with its worker, and its folder says where it hung.
 
-In: a trial's folder and a time. Out: `hung.txt`, the stacks of all threads, written while the process ends.
+In: a trial's folder and a time. Out: `hung.txt`, the stacks of all threads, written shortly before the process ends, so
+that the mirror of a run in a store takes them there, and again while it ends.
 """
 
 import faulthandler
 import math
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,9 @@ LEAST_GRACE_S: Final = 60.0
 GRACE: Final = 0.25
 """A trial ends itself at its limit; one that takes this share of it longer, reading and judging included, hangs."""
 
+TOLD_BEFORE_S: Final = 15.0
+"""Some pushes of a mirror: a driver on another node sees nothing of a worker but what is in the store."""
+
 
 def hangs_after_s(limit_s: float, least_grace_s: float = LEAST_GRACE_S) -> float:
     """Seconds after which a trial with this limit is taken to hang."""
@@ -29,7 +34,8 @@ def hangs_after_s(limit_s: float, least_grace_s: float = LEAST_GRACE_S) -> float
 def ended_when_hung(folder: Path, after_s: float) -> Iterator[None]:
     """End this process after `after_s` seconds unless the block has ended; inf: never.
 
-    The timer is a thread of C that needs no lock of Python's: whatever hangs, it does not.
+    The timer is a thread of C that needs no lock of Python's: whatever hangs, it does not. The one that writes
+    the stacks before that does need it, which most of what hangs leaves free.
     """
     if math.isinf(after_s):
         yield
@@ -37,11 +43,16 @@ def ended_when_hung(folder: Path, after_s: float) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / STACKS).open("w", encoding="utf-8") as file:
         faulthandler.dump_traceback_later(after_s, exit=True, file=file)
+        told = threading.Timer(after_s - min(TOLD_BEFORE_S, after_s / 2), faulthandler.dump_traceback, [file])
+        told.daemon = True
+        told.start()
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
-    (folder / STACKS).unlink()
+            told.cancel()
+            told.join()
+            (folder / STACKS).unlink(missing_ok=True)  # whatever it ends with, it has not hung
 
 
 def has_hung(folder: Path) -> bool:
