@@ -138,10 +138,11 @@ def _gauges(book: Book, name: str, searcher: BookSearcher) -> Throttled:
 
 
 def _tuner(execution: Execution, searcher: BookSearcher, beat: Callable[[], None], scratch: str) -> tune.Tuner:
-    requests = execution.requests  # and nothing else of it: Ray pickles what the function knows
+    # Plain dicts: Ray pickles what the function knows, and a worker would import all that a class of ours stands on.
+    whole, by_backbone = execution.requests.whole, execution.requests.by_backbone
 
     def resources(job: dict[str, Any]) -> tune.PlacementGroupFactory:
-        request = requests.of(job["config"]["backbone"])
+        request = by_backbone.get(job["config"]["backbone"], whole)
         bundles = [{kind: amount for kind, amount in request.items() if amount}]
         if not job["avoid"]:
             return tune.PlacementGroupFactory(bundles)
