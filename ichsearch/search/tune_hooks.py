@@ -30,6 +30,11 @@ class FirstCome(FIFOScheduler):
         """None: see the class."""
         return
 
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:  # noqa: ARG002
+        """Forget the course of its metrics, which Ray Tune would keep of every trial, and nobody reads."""
+        trial.metric_analysis.clear()
+        trial.metric_n_steps.clear()
+
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002 - as Ray Tune calls it
         """Keep what the last attempt died of."""
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
