@@ -10,7 +10,16 @@ from slice_sets import make_rows, write_shards
 from stores import Store, new_folder
 from test_cli import ichsearch
 
-from ichsearch.search.doctor import Check, cache_check, clock_check, dashboard_check, examine, exit_code, node_checks
+from ichsearch.search.doctor import (
+    Check,
+    cache_check,
+    clock_check,
+    dashboard_check,
+    examine,
+    exit_code,
+    node_checks,
+    room_check,
+)
 from ichsearch.search.doctor_probe import Found, Probe, probe_node
 from ichsearch.search.run_folder import PROBE, RunFolder
 from ichsearch.storage import open_folder
@@ -58,6 +67,11 @@ def test_clocks_that_differ_by_more_than_two_seconds_are_a_warning(skew_s: float
 )
 def test_only_a_dashboard_that_strangers_can_use_fails(dashboard: str, is_open: bool, status: str) -> None:
     assert dashboard_check(dashboard, is_open=is_open).status == status
+
+
+def test_a_cluster_without_a_node_for_trials_fails() -> None:
+    assert room_check([{"CPU": 0.0}, {"memory": 1.0}]).status == "failed"
+    assert room_check([{"CPU": 0.0}, {"CPU": 8.0, "GPU": 2.0}]).found == "8 CPUs, 2 GPUs in all"
 
 
 def test_the_exit_code_is_the_clusters_before_the_folders() -> None:
@@ -146,7 +160,7 @@ def test_this_machine_is_examined_and_nothing_is_left_behind(tmp_path: Path, mon
     checks = json.loads(done.stdout)["checks"]
     names = {without_node(check["name"]).partition(",")[0] for check in checks}
     expected = {"token file", "cluster", "token authentication", "dashboard", "versions", "data", "out", "node", "GPUs",
-                "shared memory", "usage statistics", "cache", "clock", "weights"}  # fmt: skip
+                "room for trials", "shared memory", "usage statistics", "cache", "clock", "weights"}  # fmt: skip
     assert names == expected
     assert not list((tmp_path / "runs").iterdir())
     (tmp_path / "token").write_text("secret")

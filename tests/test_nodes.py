@@ -75,13 +75,25 @@ def start(searcher: BookSearcher, name: str, node: str) -> tuple[str, list[str]]
 
 
 def test_a_trial_that_was_given_notice_goes_on_elsewhere_at_no_cost(tmp_path: Path) -> None:
-    searcher, told = searcher_of(tmp_path, TWO, max_retries=0)
+    live = dict(TWO)
+    searcher, told = searcher_of(tmp_path, live, max_retries=0)
     assert start(searcher, "1", "a") == ("0000", [])
     searcher.on_trial_complete("1", {"reason": "node leaves"})
     assert start(searcher, "2", "b") == ("0000", ["a"])
     assert searcher.suggest("3") is None, "nothing is sent to a node that leaves"
+    searcher.on_trial_complete("2", {"reason": "diverged"})
+    live.pop("a")
+    assert start(searcher, "4", "b") == ("0001", ["a"]), "Ray empties it, but Ray Tune keeps its workers"
     assert told["again"] == [("0000", "node leaves", "a")]
-    assert reasons(tmp_path) == {"0000": "running"}
+    assert reasons(tmp_path) == {"0000": "diverged", "0001": "running"}
+
+
+def test_a_node_that_dies_before_its_trial_begins_is_no_crash(tmp_path: Path) -> None:
+    searcher, told = searcher_of(tmp_path, TWO, max_retries=0)
+    assert searcher.suggest("1")
+    searcher.errors["1"] = "The actor died because its node has died. Node Id: 873b"
+    searcher.on_trial_complete("1", error=True)
+    assert told["again"] == [("0000", "node lost", None)]
 
 
 def test_the_loss_of_a_node_is_no_crash(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ failed with a remedy.
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -30,6 +30,7 @@ from ichsearch.storage import Folder, open_folder
 BACKBONES: Final = ("resnet18", "resnet50", "resnet101", "densenet121", "alexnet")
 """Those of `architectures.yaml`."""
 MOST_SKEW_S: Final = 2.0
+OTHER_OUT: Final = "give another --out"
 GB: Final = 1e9
 Status = Literal["ok", "warning", "failed"]
 
@@ -103,6 +104,16 @@ def _cluster(dashboard: str) -> Iterator[Check]:
     wrong, own = faults(found), own_versions()
     text = ", ".join(f"{name} {version}" for name, version in own._asdict().items())
     yield Check("versions", "ok", f"{text} on all nodes") if not wrong else _versions(wrong)
+    yield room_check([node["Resources"] for node in live_nodes()])
+
+
+def room_check(nodes: Sequence[Mapping[str, float]]) -> Check:
+    """Whether any of the nodes, by their resources, offers what a trial takes."""
+    if not any(node.get("CPU", 0.0) >= 1 for node in nodes):
+        remedy = "start a worker node (`ray start --address=HEAD:6379`), or ask the autoscaler for some"
+        return Check("room for trials", "failed", "no node offers a CPU", remedy)
+    totals = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
+    return Check("room for trials", "ok", "{:g} CPUs, {:g} GPUs in all".format(*totals))
 
 
 def _versions(wrong: list[str]) -> Check:
@@ -158,18 +169,20 @@ def _new_probe(out: Folder | None) -> tuple[Probe | None, Check | None]:
     if out is None:
         return None, None
     probe = Probe(_what_there_is(out), f"{PROBE}{uuid.uuid4().hex}")
+    if (place := probe.folder.local_path()) and not place.is_dir():
+        return None, Check("out, this machine", "failed", f"{place} is a file", OTHER_OUT, ConfigError.exit_code)
     try:
         probe.folder.write_bytes(probe.name, b"driver", durable=False)
     except (IchsearchError, OSError) as error:
         fault = f"it cannot be written: {reason(error)}"
-        return None, Check("out, this machine", "failed", fault, "give another --out", ConfigError.exit_code)
+        return None, Check("out, this machine", "failed", fault, OTHER_OUT, ConfigError.exit_code)
     return probe, Check("out, this machine", "ok", "written and removed")
 
 
 def _what_there_is(folder: Folder) -> Folder:
     """The folder; of one that is not on the disk yet, what it would be made in."""
     path = folder.local_path()
-    return folder if path is None else open_folder(next(above for above in (path, *path.parents) if above.is_dir()))
+    return folder if path is None else open_folder(next(above for above in (path, *path.parents) if above.exists()))
 
 
 def _remove(probe: Probe | None, nodes: list[str]) -> None:

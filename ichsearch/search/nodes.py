@@ -35,6 +35,11 @@ class Nodes:
         good = {name: node for name, node in live.items() if not self.is_avoided(name)}
         return good if any(slots(node, self._request) for node in good.values()) else live
 
+    def shunned(self, live: Mapping[str, Node], usable: Mapping[str, Node]) -> set[str]:
+        """The nodes that a trial must be kept from by name: those, too, that Ray empties, where workers still wait."""
+        leaving = {name for name in self._leaves_by_s if self.is_avoided(name)}
+        return (live.keys() | leaving) - usable.keys()
+
     def is_avoided(self, node: str) -> bool:
         """Whether trials should keep away from a node."""
         leaves = self._leaves_by_s.get(node, 0.0) > time.monotonic()

@@ -79,6 +79,11 @@ def trial_request(resources: Resources, nodes: Sequence[Node]) -> Request:
     gpus: float = resources.gpus_per_trial if resources.gpus_per_trial != "auto" else float(_most(nodes, "GPU") > 0)
     cpus: float = resources.cpus_per_trial if resources.cpus_per_trial != "auto" else _auto_cpus(nodes, gpus)
     request = {"CPU": float(cpus), "GPU": float(gpus)}
+    if not _most(nodes, "CPU"):
+        raise ConfigError(
+            "a cluster must have a node for trials, but none of this one offers a CPU; start a worker node, or ask the "
+            "autoscaler for some"
+        )
     if not any(slots(node, request) for node in nodes):
         raise ConfigError(
             f"a node must have room for a trial of {cpus:g} CPUs and {gpus:g} GPUs, but the largest has "

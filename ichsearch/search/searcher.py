@@ -35,6 +35,8 @@ NO_NAME: Final = re.compile(r"[^A-Za-z0-9_.]+")
 """A backbone's name may hold `hf_hub:` and slashes."""
 LONGEST_NAME: Final = 40
 NODE_LOST: Final = "node lost"
+NODE_DIED: Final = "because its node has died"
+"""What Ray says of a worker that it lost with its node, be it before the trial had begun there."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class BookSearcher(Searcher):
         started = None if self.disk_full else self._next(nodes)
         if isinstance(started, Started):
             last = {self._crashed_on.get(started.record.trial, "")} & nodes.keys()
-            avoid = (live.keys() - nodes.keys()) | (last if self._has_room_elsewhere(started, nodes) else set())
+            avoid = self._nodes.shunned(live, nodes) | (last if self._has_room_elsewhere(started, nodes) else set())
             self._running[trial_id], self._avoid[trial_id] = started, avoid
             self._tell_start(started)
             return job_of(started, self._requests.of(started.config.backbone), avoid, self._book.limit_s(started))
@@ -255,7 +257,7 @@ class BookSearcher(Searcher):
             self._hear.on_end(started, finished, "")
             return
         reason = _reason_of(folder, error, result)
-        again = self._why_again(started, node, reason) if error is not None and reason != TIMED_OUT else ""
+        again = self._why_again(started, node, reason, error) if error is not None and reason != TIMED_OUT else ""
         if reason.startswith(NO_ROOM):
             self.disk_full = reason
         elif reason == AWAY:
@@ -271,7 +273,7 @@ class BookSearcher(Searcher):
             self._hear.on_end(started, None, reason)
 
     def _run_again(self, started: Started, node: str | None, reason: str) -> None:
-        if node and reason in (LEAVING, NODE_LOST):
+        if node and (reason == LEAVING or (reason == NODE_LOST and node in self._nodes.live())):
             self._nodes.leaves(node)
         if reason not in (LEAVING, NODE_LOST) and self._could_run_elsewhere(started, node):
             self._crashed.append(started)
@@ -279,13 +281,13 @@ class BookSearcher(Searcher):
             self._book.hand_back(started)
         self._hear.on_again(started, reason, node)
 
-    def _why_again(self, started: Started, node: str | None, reason: str) -> str:
+    def _why_again(self, started: Started, node: str | None, reason: str, error: str) -> str:
         """Why a trial that a worker was lost with is run again; "" if that tells enough of its configuration.
 
         The loss of a node says nothing of it, and a crash on a node where all crash neither.
         """
         name = started.record.trial
-        if node and self._nodes.is_lost(node):
+        if NODE_DIED in error or (node and self._nodes.is_lost(node)):
             return NODE_LOST
         if node:
             self._crashed_on[name] = node

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import grpc
 from ray._private import services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.grpc_utils import init_grpc_channel
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
 from ichsearch.errors import ClusterError
@@ -94,11 +95,15 @@ def check_answers(where: str) -> None:
     """
     if error := _answers(where):
         raise no_cluster(where, error) from error
-    if _asks_for_token(where) and not _use_token():
-        raise ClusterError(
-            f"the cluster at {where} asks for a token; put the one of its head node into ~/.ray/auth_token (chmod 600) "
-            "or RAY_AUTH_TOKEN, and do not set RAY_AUTH_MODE=disabled"
-        )
+    if os.environ.get("RAY_USE_TLS", "0") == "1":  # its certificates are Ray's business
+        return
+    if not _refuses(where, grpc.insecure_channel(where, options=GLOBAL_GRPC_OPTIONS)):  # as Ray's own: through no proxy
+        return
+    remedy = f"put that of its head node into {token_path()} (chmod 600) or RAY_AUTH_TOKEN"
+    if not _use_token():
+        raise ClusterError(f"the cluster at {where} asks for a token; {remedy}, and do not set RAY_AUTH_MODE=disabled")
+    if _refuses(where, init_grpc_channel(where, options=GLOBAL_GRPC_OPTIONS)):
+        raise ClusterError(f"the cluster at {where} must be given its own token, but got another one; {remedy}")
 
 
 def _answers(where: str) -> Exception | None:
@@ -120,11 +125,9 @@ def no_cluster(where: str, error: Exception | str) -> ClusterError:
     return ClusterError(f"a Ray cluster must answer at {where!r}, but none does ({why}); check --address")
 
 
-def _asks_for_token(where: str) -> bool:
-    """Whether the cluster refuses a call without a token; ClusterError if what listens there is none."""
-    if os.environ.get("RAY_USE_TLS", "0") == "1":  # its certificates are Ray's business
-        return False
-    with grpc.insecure_channel(where, options=GLOBAL_GRPC_OPTIONS) as channel:  # as Ray's own: through no proxy
+def _refuses(where: str, channel: grpc.Channel) -> bool:
+    """Whether the cluster refuses a call for want of the right token; ClusterError if what listens there is none."""
+    with channel:
         try:
             channel.unary_unary(CLUSTER_ID)(b"", timeout=ANSWER_SECONDS)
         except grpc.RpcError as error:
