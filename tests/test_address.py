@@ -264,6 +264,10 @@ def test_a_cluster_that_asks_for_a_token_gets_it_or_says_so_at_once(tmp_path: Pa
         assert "asks for a token" in refused.stderr
         assert len(refused.stderr.strip().splitlines()) <= 3, refused.stderr
         assert time.monotonic() - began_s < 60
+        refused = command(*arguments, RAY_AUTH_TOKEN="b" * 64)
+        assert refused.returncode == 6
+        assert "its own token, but got another one" in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) <= 3, refused.stderr
         done = command(*arguments, RAY_AUTH_TOKEN_PATH=str(token))
         assert done.returncode == 0, done.stderr
         checks = examined(command("doctor", "--address", cluster.address, "--json", RAY_AUTH_TOKEN_PATH=str(token)))

@@ -176,7 +176,6 @@ class Clumsy:
         signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what it is about
 @pytest.mark.parametrize("act", [Clumsy, lambda: signal.raise_signal(signal.SIGTERM)], ids=["forgotten", "raised"])
 def test_sigterm_is_not_lost_while_ray_answers_it_in_its_way(act: Callable[[], object]) -> None:
     heard = list[int]()

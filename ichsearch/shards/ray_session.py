@@ -6,6 +6,7 @@ In: an address, functions and their jobs. Out: results, in the order in which th
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -80,7 +81,8 @@ def _connect(chosen: Address) -> str:
 def _signals_kept() -> Iterator[None]:
     """Keep this process's answer to SIGTERM, which Ray replaces by its own, a `SystemExit`, when it starts.
 
-    That is lost where Python ignores exceptions, as in what it does at a fork: a pipe keeps the signal's number.
+    That is lost where Python only reports exceptions, as in what it does at a fork: a pipe keeps the signal's number,
+    and nothing is reported.
     """
     before = signal.getsignal(signal.SIGTERM)
     if before is None or threading.current_thread() is not threading.main_thread():
@@ -88,6 +90,7 @@ def _signals_kept() -> Iterator[None]:
         return
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write)
+    report, sys.unraisablehook = sys.unraisablehook, _report_but_exits(sys.unraisablehook)
     try:
         yield
     except SystemExit:
@@ -96,12 +99,18 @@ def _signals_kept() -> Iterator[None]:
     else:
         heard = _heard(read)
     finally:
+        sys.unraisablehook = report
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, before)
         for end in (read, write):
             os.close(end)
     if signal.SIGTERM in heard:
         signal.raise_signal(signal.SIGTERM)
+
+
+def _report_but_exits(report: Callable[[Any], object]) -> Callable[[Any], object]:
+    """A hook for exceptions that cannot be raised, which is silent of `SystemExit`."""
+    return lambda found: None if issubclass(found.exc_type, SystemExit) else report(found)
 
 
 def _heard(read: int) -> bytes:
