@@ -1,5 +1,6 @@
 """Run folders in a store: what a mirror brings and sends, what it takes away, and a store that is away."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -309,6 +310,20 @@ def test_a_driver_needs_no_room_for_shards_of_a_store(
     assert found.table.equals(expected.table)
     assert found.streams, "the trials of this node would have to"
     assert not list(cache.glob("*-shards/shard-*"))
+
+
+def test_a_full_disk_of_the_cache_is_named_with_what_shards_need(
+    shards: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: str, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    copy = local_shards(shards)
+    monkeypatch.setattr(copies, "download", refuse)
+    with pytest.raises(
+        StorageError, match=rf"disk of the cache {cache} is full: [\d,]+ bytes free, up to [\d,]+ needed"
+    ):
+        open_slices(copy, SIZE)
 
 
 def test_shards_of_a_store_that_do_not_fit_are_streamed_from_copies(

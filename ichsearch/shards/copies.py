@@ -3,12 +3,15 @@
 In: the location of a folder of shards in a store, a new folder. Out: a folder of shards as any other.
 """
 
+import errno
 import fcntl
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from ichsearch.errors import StorageError
 from ichsearch.files import write_text
 from ichsearch.locations import below
 from ichsearch.storage import download, open_folder
@@ -70,12 +73,22 @@ def fetch(shard: Path) -> None:
     """Bring a shard of a copy that is not here yet; any other folder's are left as they are.
 
     Raises:
-        StorageError: the store cannot be read.
+        StorageError: the store cannot be read, or the disk is full.
     """
     location = None if shard.is_file() else origin_of(shard.parent)
-    if location is not None:
+    if location is None:
+        return
+    try:
         with suppress(FileNotFoundError):  # whoever opens it says so
             download(below(location, shard.name), shard)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free, needed = shutil.disk_usage(shard.parent).free, bytes_in_store(shard.parent)
+        raise StorageError(
+            f"the disk of the cache {shard.parent.parent} is full: {free:,} bytes free, up to {needed:,} needed for "
+            "copies of shards; make room, or put it elsewhere with ICHSEARCH_CACHE"
+        ) from error
 
 
 def drop(shard: Path) -> None:
