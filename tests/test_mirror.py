@@ -310,6 +310,8 @@ def test_a_driver_needs_no_room_for_shards_of_a_store(
     assert found.table.equals(expected.table)
     assert found.streams, "the trials of this node would have to"
     assert not list(cache.glob("*-shards/shard-*"))
+    with pytest.raises(ConfigError, match="raise ICHSEARCH_CACHE_BYTES"):
+        open_slices(local_shards(shards), SIZE)
 
 
 def test_a_full_disk_of_the_cache_is_named_with_what_shards_need(

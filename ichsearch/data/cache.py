@@ -159,8 +159,9 @@ class _Place:
         return self.cache / f"{self.manifest.fingerprint[:16]}-{self.size}px"
 
     @property
-    def streamed(self) -> Path:
-        return self.mapped.with_name(f"{self.mapped.name}-streamed")
+    def without_pixels(self) -> Path:
+        """The entry of a set that is streamed, or that nobody reads: only the former has seen to room for copies."""
+        return self.mapped.with_name(f"{self.mapped.name}-{'streamed' if self.decode else 'table'}")
 
     @property
     def n_bytes(self) -> int:
@@ -185,7 +186,7 @@ def _load(place: _Place) -> SliceSet:
     except FileNotFoundError:
         if place.has_pixels:
             raise
-    return _loaded(place, place.streamed, place.stream())
+    return _loaded(place, place.without_pixels, place.stream())
 
 
 def _loaded(place: _Place, entry: Path, hu: npt.NDArray[np.int16] | SliceStream) -> SliceSet:
@@ -208,7 +209,7 @@ def _build(place: _Place) -> None:
     """Build the entry under the lock, whose holder is the only living builder."""
     for dead in place.cache.glob(".*.aside"):
         shutil.rmtree(dead)
-    entry = place.mapped if place.has_pixels else place.streamed
+    entry = place.mapped if place.has_pixels else place.without_pixels
     if entry.exists():  # parts of an entry
         _remove(entry)
     aside = _aside(entry)
