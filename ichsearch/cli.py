@@ -115,7 +115,8 @@ def preprocess(
     if "://" not in shards:
         there, name = shlex.quote(shards), shlex.quote(Path(shards).absolute().name)
         say(f"look at them: ichsearch inspect {there}")
-        say(f"then: ichsearch run --space quickstart.yaml --data {there} --out runs/{name}")
+        cluster = f" --address {address}" if address else ""
+        say(f"then: ichsearch run --space quickstart.yaml --data {there} --out runs/{name}{cluster}")
     if strict and manifest.counts.quarantined:
         raise DataError(
             f"--strict: no file may be quarantined, but {manifest.counts.quarantined} are; the others have "
