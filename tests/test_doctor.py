@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from slice_sets import make_rows, write_shards
 from stores import Store, new_folder
+from test_address import command
 from test_cli import ichsearch
 
 from ichsearch.search.doctor import (
@@ -114,18 +115,19 @@ def test_a_node_tells_whether_it_reaches_a_store(store: Store, tmp_path: Path, m
     assert "must answer" in away.out_fault
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_a_cluster_that_shares_a_store_passes_and_nothing_is_left_there(store: Store, tmp_path: Path) -> None:
+    """On a cluster of its own, whose processes know the store."""
+    token = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
     write_shards(tmp_path / "shards", make_rows(patients=15, slices=4), 32)
     shards, out = new_folder(store), new_folder(store)
     open_folder(shards).write_bytes("manifest.json", (tmp_path / "shards" / "manifest.json").read_bytes())
-    done = ichsearch("doctor", "--data", shards, "--out", f"{out}/runs/new", "--json")
+    done = command("doctor", "--data", shards, "--out", f"{out}/runs/new", "--json", **token)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {without_node(check["name"]): check["status"] for check in json.loads(done.stdout)["checks"]}
     assert found["data, node"] == found["out, node"] == "ok"
     assert not open_folder(out).names()
-    wrong = ichsearch("doctor", "--out", "s3://no-such-bucket-of-mine/run")
-    assert wrong.returncode == 4
+    wrong = command("doctor", "--out", "s3://no-such-bucket-of-mine/run", **token)
+    assert wrong.returncode == 4, wrong.stderr
     assert "NoSuchBucket" in wrong.stdout or "NO_SUCH_BUCKET" in wrong.stdout
 
 
