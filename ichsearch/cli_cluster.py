@@ -25,8 +25,7 @@ def doctor(
     address: Annotated[str | None, typer.Option(help="Ray cluster; default RAY_ADDRESS, else this machine.")] = None,
     data: Annotated[str | None, typer.Option(help="Shards that every node must read.")] = None,
     run_folder: Annotated[
-        str | None,
-        typer.Option("--out", help="Run folder, new or not, that every node must write to."),
+        str | None, typer.Option("--out", help="Run folder, new or not, that every node must write to.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object: the checks and the exit code.")] = False,
 ) -> None:

@@ -214,7 +214,7 @@ class BookSearcher(Searcher):
         return bool(could) and could <= set(avoid)
 
     def hand_back_all(self) -> None:
-        """Give the book back what runs, for another searcher to begin with."""
+        """Give the book back what waits in vain: it hands that out anew."""
         for started in self._running.values():
             self._book.hand_back(started)
         self._running.clear()

@@ -90,7 +90,7 @@ def _signals_kept() -> Iterator[None]:
         return
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write)
-    report, sys.unraisablehook = sys.unraisablehook, _report_but_exits(sys.unraisablehook)
+    report, sys.unraisablehook = sys.unraisablehook, _silent_of_exits(sys.unraisablehook)
     try:
         yield
     except SystemExit:
@@ -108,8 +108,8 @@ def _signals_kept() -> Iterator[None]:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _report_but_exits(report: Callable[[Any], object]) -> Callable[[Any], object]:
-    """A hook for exceptions that cannot be raised, which is silent of `SystemExit`."""
+def _silent_of_exits(report: Callable[[Any], object]) -> Callable[[Any], object]:
+    """What reports exceptions that cannot be raised, save `SystemExit`."""
     return lambda found: None if issubclass(found.exc_type, SystemExit) else report(found)
 
 
