@@ -47,13 +47,14 @@ def test_the_tree_names_every_file_once() -> None:
     assert sorted(listed) == sorted(files)
 
 
-def test_every_fault_names_tests_that_there_are() -> None:
+def test_every_fault_names_tests_that_there_are_and_which_are_slow() -> None:
     rows = README.split("### What a run outlives")[1].split("\n## ")[0].splitlines()
-    named = [pair for row in rows for pair in re.findall(r"`(\w+)`: `(\w+)`", row)]
+    named = [found for row in rows for found in re.findall(r"`(\w+)`: `(\w+)`(\*?)", row)]
     assert len(named) > 20
-    for file, test in named:
-        text = (ROOT / "tests" / f"test_{file}.py").read_text()
-        assert f"\ndef test_{test}(" in text, f"{file}: {test}"
+    for file, test, star in named:
+        before, found, _ = (ROOT / "tests" / f"test_{file}.py").read_text().partition(f"\ndef test_{test}(")
+        assert found, f"{file}: {test}"
+        assert ("pytest.mark.slow" in before.rpartition("\n\n\n")[2]) == bool(star), f"{file}: {test}"
 
 
 def test_the_test_command_is_what_ci_runs() -> None:
